@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this": a single clear line, no traceback."""
+
+
+class UserError(Exception):
+    """A mistake or circumstance the user can put right (bad file, bad setting, full disk).
+
+    The message is one line that says what is wrong and what to do. The command prints it as
+    ``error: <message>`` on stderr and exits with code 2; from Python it is an ordinary exception.
+    """

@@ -1,0 +1,75 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from oneshotgan.errors import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, then start the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space, then start the same command again",
+    errno.EROFS: "the folder is read-only: choose another place with --out",
+    errno.EACCES: "no permission to write there: choose another place with --out",
+    errno.EPERM: "no permission to write there: choose another place with --out",
+    errno.ENOENT: "the folder is gone: it was moved or deleted",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place with --out",
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an operating system error while writing `path` into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise UserError(f"cannot write {path}: {advice}") from error
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path to write; on success it takes the place of `path` in one move.
+
+    The temporary file lies in the same folder, is flushed to the disk before the move, and is removed
+    on any failure, so `path` always holds either its old content or the whole new one.
+
+    Raises:
+        UserError: the disk is full, the folder is read-only or gone.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp" + path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path | str, content: str) -> None:
+    """Write `content` as UTF-8 to `path`, whole or not at all (see `replacing`)."""
+    write_bytes(path, content.encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
