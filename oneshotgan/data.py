@@ -1,0 +1,65 @@
+"""Frames -> endless seeded batches on the device, in [-1, 1], with their pyramid; and the seeds."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
+    """A CPU random generator that depends on (seed, name, step) alone.
+
+    Every purpose has a stream of its own, so that resuming needs no saved random state and turning one
+    thing off leaves the others' numbers as they are.
+    """
+    entropy = np.random.SeedSequence([seed, zlib.crc32(name.encode()), step])
+    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
+    return _to_float(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
+    scaled = (images.float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
+
+
+def pyramid(images: Tensor, scales: int) -> list[Tensor]:
+    """(N, 3, H, W) -> [itself, its half, its quarter, …], `scales` in all, each the mean of 2×2 pixels."""
+    levels = [images]
+    for _ in range(scales - 1):
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    return levels
+
+
+class Batches:
+    """The endless batches of a training: batch `step` depends on (seed, step) alone.
+
+    A batch holds distinct frames where there are enough of them, else it repeats.
+    """
+
+    def __init__(self, frames: np.ndarray, batch_size: int, scales: int, seed: int, device: torch.device) -> None:
+        self.frames = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().to(device)
+        self.batch_size, self.scales, self.seed = batch_size, scales, seed
+
+    def at(self, step: int) -> list[Tensor]:
+        """The real images of `step`: a pyramid, the finest first, each (batch_size, 3, h, w) in [-1, 1]."""
+        indices = self._indices(random_stream(self.seed, "batch", step))
+        return pyramid(_to_float(self.frames[indices.to(self.frames.device)]), self.scales)
+
+    def _indices(self, generator: torch.Generator) -> Tensor:
+        count = len(self.frames)
+        if count >= self.batch_size:
+            return torch.randperm(count, generator=generator)[: self.batch_size]
+        return torch.randint(count, (self.batch_size,), generator=generator)

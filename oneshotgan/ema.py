@@ -1,0 +1,35 @@
+"""An exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+_RAMP = 10
+
+
+def ema_decay_at(step: int, decay: float) -> float:
+    """The decay of update `step` (the first is 1): min(decay, step / (step + 9)).
+
+    The ramp lets the average forget the start of a short run: until it reaches `decay`, it looks back
+    over about a ninth of the steps made.
+    """
+    return min(decay, step / (step + _RAMP - 1))
+
+
+class EMA:
+    """Keeps `network`, a copy whose parameters follow those of the trained network; buffers are copied."""
+
+    def __init__(self, trained: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(trained).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, trained: nn.Module, step: int) -> None:
+        """average ← decay · average + (1 − decay) · trained, after update number `step` (from 1)."""
+        averages, sources = list(self.network.parameters()), list(trained.parameters())
+        torch._foreach_lerp_(averages, sources, 1 - ema_decay_at(step, self.decay))
+        for average, source in zip(self.network.buffers(), trained.buffers(), strict=True):
+            average.copy_(source)

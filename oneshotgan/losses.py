@@ -1,0 +1,88 @@
+"""Equations 1 to 3 of the paper, one function each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oneshotgan.models.discriminator import Decisions
+
+# Eq. 2: L_adv = L_content + L_layout + 2 L_low-level.
+PART_WEIGHTS = {"low_level": 2.0, "content": 1.0, "layout": 1.0}
+
+
+def diversity(features: list[Tensor], squash: bool = True) -> Tensor:
+    """Eq. 1: the mean absolute difference of block features, over all pairs of the batch and all L blocks.
+
+    Args:
+        features: the output of each generator block, (N, C_l, H_l, W_l), N ≥ 2.
+        squash: compare tanh of the features, which bounds the term by 2; raw features can be inflated
+            without end.
+
+    Returns:
+        A scalar; 0 for equal samples.
+    """
+    return torch.stack([_mean_pairwise_l1(torch.tanh(x) if squash else x) for x in features]).mean()
+
+
+def _mean_pairwise_l1(x: Tensor) -> Tensor:
+    """Mean of |x_i − x_j| over the elements and over all pairs i < j of the first dimension.
+
+    Rolling the batch by 1 … ⌊N/2⌋ meets every pair once (for even N, the last roll meets each twice).
+    """
+    samples = x.shape[0]
+    total = x.new_zeros((), dtype=torch.float32)
+    for shift in range(1, samples // 2 + 1):
+        pairs = samples / 2 if 2 * shift == samples else samples
+        total = total + pairs * (x - x.roll(shift, dims=0)).abs().mean(dtype=torch.float32)
+    return total / (samples * (samples - 1) / 2)
+
+
+def diversity_scale(norm: str, samples: int, blocks: int) -> float:
+    """The factor on eq. 1 for a named strength.
+
+    ``paper``: 1. ``released``: that of the released program, which sums over pairs and blocks, divides by
+    L(L−1)/2, and sets the sum against adversarial weights that add up to 1, not to the 4 of eq. 2.
+    """
+    if norm == "paper":
+        return 1.0
+    pairs = samples * (samples - 1) / 2
+    return 4.0 * pairs * blocks / (blocks * (blocks - 1) / 2)
+
+
+def part_losses(logits: Decisions, real: bool) -> dict[str, Tensor]:
+    """Binary cross-entropy of each part of the discriminator, the mean over its decisions.
+
+    Args:
+        real: the label the logits are held against.
+
+    Returns:
+        One scalar per part that exists: ``low_level``, ``content``, ``layout``.
+    """
+    sign = -1.0 if real else 1.0  # −log D = softplus(−logit), −log(1 − D) = softplus(logit)
+    return {
+        name: torch.stack([F.softplus(sign * x.float()).mean() for x in decisions]).mean()
+        for name, decisions in logits.parts().items()
+    }
+
+
+def adversarial(parts: dict[str, Tensor]) -> Tensor:
+    """Eq. 2: L_adv = L_content + L_layout + 2 L_low-level, over the parts that exist."""
+    return torch.stack([PART_WEIGHTS[name] * loss for name, loss in parts.items()]).sum()
+
+
+def discriminator_loss(logits_real: Decisions, logits_fake: Decisions) -> Tensor:
+    """Eq. 3 as the discriminator sees it: the cross-entropy of eq. 2 on real and generated images."""
+    return adversarial(part_losses(logits_real, real=True)) + adversarial(part_losses(logits_fake, real=False))
+
+
+def generator_loss(logits_fake: Decisions, diversity_term: Tensor | None, weight: float) -> Tensor:
+    """Eq. 3 as the generator sees it: L_adv − λ L_DR, L_adv in its non-saturating form.
+
+    Args:
+        diversity_term: eq. 1, or None where it is off.
+        weight: λ, times the factor of `diversity_scale`.
+    """
+    loss = adversarial(part_losses(logits_fake, real=True))
+    return loss if diversity_term is None else loss - weight * diversity_term

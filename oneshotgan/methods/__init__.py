@@ -1,0 +1,1 @@
+"""The methods that `oneshotgan.training.fit` can train."""

@@ -1,0 +1,1 @@
+"""The networks of One-Shot GAN: sizes planned first, then built."""
