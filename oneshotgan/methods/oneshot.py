@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
@@ -15,7 +16,7 @@ from oneshotgan.ema import EMA
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator
-from oneshotgan.models.plan import Plan, make_plan
+from oneshotgan.models.plan import make_plan
 
 
 class OneShot:
@@ -37,7 +38,7 @@ class OneShot:
         self.plan = make_plan((frames.shape[1], frames.shape[2]), self.settings.base_width)
         self.batches = Batches(frames, self.batch_size, self.plan.low_level_blocks, self.seed, device)
         with seeded_initialisation(self.seed):
-            self.G = build_generator(self.plan, self.settings)
+            self.G = Generator(self.plan, self.settings.noise_dim, self.settings.all_rgb_heads)
             self.D = Discriminator(self.plan, self.settings.content_branch, self.settings.layout_branch)
         for network in (self.G, self.D):
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,10 +91,10 @@ class OneShot:
             terms["diversity"] = diversity
         return {name: term.detach() for name, term in terms.items()}
 
-    def generate(self, z: Tensor) -> Tensor:
-        """z (N, noise_dim) -> images (N, 3, H, W) in [-1, 1], by the moving average of the generator."""
-        with torch.inference_mode():
-            return self.ema.network(z.to(self.device)).images[0].float()
+    def generate(self, seeds: Sequence[int]) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1], one per seed, by the moving average of the generator."""
+        sampler = OneShotSampler(self.ema.network)
+        return sampler.images(sampler.latents(seeds))
 
     def state(self) -> dict[str, Any]:
         """All that changes in training, for a checkpoint: tensors and plain values only."""
@@ -169,9 +170,29 @@ class OneShot:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def build_generator(plan: Plan, settings: OneShotConfig, spectral_norm: bool = True) -> Generator:
-    """The generator of these settings; `spectral_norm` False for folded weights."""
-    return Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm)
+class OneShotSampler:
+    """Draws images from a trained generator; one seed is one image."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    @classmethod
+    def load(cls, settings: OneShotConfig, size: tuple[int, int], weights: dict[str, Tensor]) -> OneShotSampler:
+        """From the folded weights of a run and the (height, width) it was trained at."""
+        plan = make_plan(size, settings.base_width)
+        generator = Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm=False)
+        generator.load_state_dict(weights)
+        return cls(generator.requires_grad_(False))
+
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        """One z per seed, (N, noise_dim) from N(0, I); it depends on the seed alone."""
+        size = self.generator.noise_dim
+        return torch.stack([torch.randn(size, generator=random_stream(seed, "sample")) for seed in seeds])
+
+    def images(self, z: Tensor) -> Tensor:
+        """z (N, noise_dim) -> images (N, 3, H, W), float32 in [-1, 1]."""
+        with torch.inference_mode():
+            return self.generator(z.to(next(self.generator.parameters()).device)).images[0].float()
 
 
 class seeded_initialisation:
@@ -187,8 +208,3 @@ class seeded_initialisation:
 
     def __exit__(self, *exception: object) -> None:
         self.fork.__exit__(*exception)
-
-
-def parameter_count(network: nn.Module) -> int:
-    """Number of trained numbers in `network`."""
-    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,3 @@
+from oneshotgan.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""The command: parse, call one function, print. stdout is the answer, stderr the progress.
+
+Exit codes: 0 done; 1 an unexpected failure, with its traceback; 2 a mistake or circumstance that the
+user can put right, in one line; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from oneshotgan import __version__, config
+from oneshotgan.errors import UserError
+
+app = App(
+    name="oneshotgan",
+    help="Learn a generative model from one photo or one short video, and draw new scenes from it.",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+def _settings_class() -> type:
+    """A dataclass of every setting as an optional flag, made from the settings themselves."""
+    fields = []
+    for name, (section, described) in config.FIELDS.items():
+        text = f"[{section}] {described.metadata['help']}"
+        annotated = Annotated[config.TYPES[name] | None, Parameter(help=text, show_default=False)]
+        fields.append((name, annotated, dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
+    made.__module__ = __name__  # else cyclopts takes it for a builtin type and looks no further
+    return made
+
+
+Settings: Any = _settings_class()
+
+
+@app.command
+def train(
+    source: Path,
+    /,
+    *,
+    out: Path | None = None,
+    method: str | None = None,
+    preset: str | None = None,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    quiet: bool = False,
+    settings: Annotated[Settings, Parameter(name="*")] = Settings(),  # noqa: B008
+) -> None:
+    """Train on one photo, one video or a folder of frames. The same command again goes on where it stopped.
+
+    Parameters
+    ----------
+    source
+        A photo, a video, or a folder of frames.
+    out
+        The run directory; runs/<source>-<method> if not given.
+    method
+        oneshot.
+    preset
+        preview (small, for a CPU) or paper (the paper's settings). By default paper where there is a CUDA
+        device, else preview.
+    config_file
+        A TOML file of settings; flags win over it.
+    quiet
+        No progress on stderr.
+    """
+    from oneshotgan.training import train
+
+    given = dataclasses.asdict(settings)
+    overrides = {name: value for name, value in given.items() if value is not None}
+    path = train(source, out, method=method, preset=preset, config_file=config_file, quiet=quiet, **overrides)
+    print(path)
+
+
+@app.command
+def sample(
+    run: Path,
+    /,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    out: Path | None = None,
+    grid: Path | None = None,
+    interpolate: tuple[int, int] | None = None,
+    frames: int = 48,
+    fps: float = 12.0,
+    truncation: float = 1.0,
+    step: int | None = None,
+) -> None:
+    """Draw new scenes from a run: seed-000000.png, seed-000001.png, … One seed is one image.
+
+    Parameters
+    ----------
+    run
+        A run directory, or its model folder.
+    count
+        How many images: the seeds SEED, SEED + 1, …
+    seed
+        The first seed.
+    out
+        Folder for the images, RUN/generated if not given; with --interpolate, a .gif, .webp or .mp4 file.
+    grid
+        Write one contact sheet to this PNG file instead.
+    interpolate
+        Two seeds: write an animation on the way from one to the other instead.
+    frames
+        Frames of the animation.
+    fps
+        Frames of the animation per second.
+    truncation
+        0 to 1: lower is safer and less varied.
+    step
+        A snapshot of the run instead of its newest model.
+    """
+    from oneshotgan import media
+    from oneshotgan.sampling import OneShotGAN
+
+    if count < 1:
+        raise UserError(f"--count must be 1 or more, not {count}")
+    if not 0 < fps <= 1000:
+        raise UserError(f"--fps must lie in 0 … 1000, not {fps:g}")
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise UserError(f"--grid writes a PNG file: name it .png, not {grid.name}")
+    gan = OneShotGAN.from_pretrained(run, step)
+    if interpolate is not None:
+        target = out or run / "generated" / f"seeds-{interpolate[0]}-{interpolate[1]}.gif"
+        media.write_animation(_made(target.parent) / target.name, gan.interpolate(*interpolate, frames, truncation), fps)
+        print(target)
+        return
+    seeds = range(seed, seed + count)
+    if grid is not None:
+        media.write_png(_made(grid.parent) / grid.name, media.contact_sheet(gan.sample(seeds, truncation)))
+        print(grid)
+        return
+    folder = _made(out or run / "generated")
+    names = iter(seeds)
+    for batch in gan.iterate(seeds, truncation):
+        for image in batch:
+            media.write_png(folder / f"seed-{next(names):06d}.png", image)
+    print(folder)
+
+
+@app.command
+def settings(preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Print a preset's settings as TOML, to edit and give to train --config.
+
+    Parameters
+    ----------
+    preset
+        preview or paper.
+    as_json
+        Print JSON instead.
+    """
+    chosen = config.preset(preset)
+    print(json.dumps(config.to_dict(chosen), indent=2) if as_json else config.to_toml(chosen), end="")
+
+
+def _made(folder: Path) -> Path:
+    from oneshotgan.files import storage_errors
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app(exit_on_error=False, print_error=False, result_action="return_value")
+    except UserError as error:
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Which device, precision and threads a training uses, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from oneshotgan.config import MachineConfig
+from oneshotgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What bit-equality depends on: the same values give the same weights."""
+
+    device: str
+    precision: str
+    threads: int
+    torch: str
+    processor: str
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
+        return f"{self.device}, {self.precision}{threads}"
+
+
+def choose(settings: MachineConfig) -> Machine:
+    """Resolve ``auto`` to what this machine has.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found: leave out --device, or use --device cpu")
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return Machine(
+        device=device,
+        precision=precision,
+        threads=settings.threads or available_cores(),
+        torch=torch.__version__,
+        processor=torch.cuda.get_device_name() if device == "cuda" else _processor(),
+    )
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def running_on(machine: Machine, deterministic: bool = False) -> Iterator[torch.device]:
+    """Set PyTorch up for `machine` within the context, and put its settings back after it."""
+    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(machine.threads)
+    if machine.device == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield torch.device(machine.device)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(algorithms)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn running out of memory into a UserError that names the settings to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+            raise UserError("out of memory: lower --max-size or --batch-size") from error
+        raise
+
+
+def _has_fast_bf16(device: str) -> bool:
+    """Whether bf16 convolutions are quick: on a CPU, only with AMX or AVX512-BF16 instructions."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

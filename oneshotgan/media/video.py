@@ -1,0 +1,135 @@
+"""One video, through PyAV: its frames upright, with square pixels, in full-range RGB."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from oneshotgan.errors import UserError
+from oneshotgan.media.shots import WANTED, Array, Shot, Size, check_size, shown
+
+if TYPE_CHECKING:
+    import av
+
+# None that reads text, lists of other files, or addresses.
+_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
+_START = re.compile(rb"....(ftyp|moov|mdat)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
+_ATTACHED_PICTURE = 0x400  # the cover of a song is no video
+_FULL_RANGE = 2
+_BT601 = 5
+# The colour space of a frame (AVCOL_SPC) as the scaler names it (SWS_CS).
+_COLOURSPACES = {1: 1, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
+
+
+class Video:
+    """A video file. An alpha channel is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.damaged = path.name, False
+        self._path = path
+
+    def shots(self) -> Iterator[Shot]:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        av.logging.set_level(None)
+        with open(self._path, "rb") as file, self._open(file) as container:
+            stream = self._stream(container)
+            aspect, rate = float(stream.sample_aspect_ratio or 1), float(stream.average_rate or 25)
+            scaler, time, number = VideoReformatter(), -1 / rate, 0
+            for frame in self._decoded(container, stream):
+                check_size(self._path, (frame.height, frame.width))
+                time = time + 1 / rate if frame.time is None else float(frame.time)
+                number += 1
+                yield _shot(frame, time, aspect, scaler)
+            self.damaged |= number < 0.9 * stream.frames  # 0 where the header does not say
+            self.damaged |= time < 0.9 * (container.duration or 0) / 1e6 - 1
+
+    def _open(self, file: io.BufferedReader) -> av.container.InputContainer:
+        import av
+
+        # By its open file, never by its name, which could be read as an address.
+        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+        try:
+            return av.open(file, "r", options=options, metadata_errors="replace")
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            file.seek(0)
+            if _START.match(file.read(16)):
+                raise UserError(
+                    f"{shown(self._path)} is a damaged or cut-off video: use another copy"
+                ) from error
+            raise UserError(
+                f"{shown(self._path)} is no picture or video that can be read: {WANTED}"
+            ) from error
+
+    def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
+        for stream in container.streams.video:
+            if not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
+                check_size(self._path, (stream.codec_context.height or 1, stream.codec_context.width or 1))
+                stream.thread_type = "AUTO"
+                return stream
+        raise UserError(f"{shown(self._path)} has no moving pictures, only sound: {WANTED}")
+
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """The frames that can be decoded, past damaged places."""
+        import av
+
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, OSError):
+                self.damaged = True
+                return
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, OSError, ValueError):
+                self.damaged = True
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    self.damaged = True
+                else:
+                    yield frame
+
+
+def _shot(frame: av.VideoFrame, time: float, aspect: float, scaler: Any) -> Shot:
+    swap, mirror, flip = _display_matrix(frame)
+    square = (frame.height, max(1, round(frame.width * aspect)))
+    size = square[::-1] if swap else square
+    full_range = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
+    colours = {
+        "src_colorspace": _COLOURSPACES.get(int(frame.colorspace), _BT601),
+        "src_color_range": _FULL_RANGE if full_range else 0,
+        "dst_colorspace": _BT601,  # of no effect on RGB, but to be named, or older releases take the source's
+    }
+
+    def scaled(wanted: Size) -> Array:
+        height, width = wanted[::-1] if swap else wanted
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation="LANCZOS", **colours)
+        pixels = small.to_ndarray()
+        pixels = pixels.swapaxes(0, 1) if swap else pixels
+        return np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1])
+
+    return Shot(time, size, scaled, lambda: Image.fromarray(scaled(size)))
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How a stored frame becomes upright: swap the axes, then mirror left-right, then flip top-bottom."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(data)[:36], dtype=np.int32)[:5])
+    swap = abs(b) > abs(a)
+    return swap, (c if swap else a) < 0, (b if swap else d) < 0

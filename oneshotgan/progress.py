@@ -1,0 +1,62 @@
+"""What a training says while it works, on stderr: a live bar in a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Prints lines and progress; `quiet` prints nothing.
+
+    Use as a context manager, so that the terminal is left as it was.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    def progress(self, step: int, steps: int, rate: float, losses: dict[str, float]) -> None:
+        """Report `step` of `steps`, at `rate` steps per second."""
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        if not self.console.is_terminal:
+            remaining = (steps - step) / rate if rate > 0 else 0.0
+            self.line(f"step {step}/{steps}  {rate:.2f} steps/s  {_clock(remaining)} left  {shown}")
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.2f} steps/s"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[shown]}", markup=False),
+                console=self.console,
+            )
+            self._bar.start()
+            self._bar.add_task("train", total=steps, completed=step, rate=rate, shown=shown)
+        self._bar.update(self._bar.task_ids[0], completed=step, rate=rate, shown=shown)
+
+    def finish(self) -> None:
+        """End the live bar, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,286 @@
+"""The run directory: the only interface between training, sampling, figures and report.
+
+Its layout is described in docs/run-directory.md. Every file is written whole or not at all, and the
+checkpoint is written last, so whatever moment a process is killed at, the newest checkpoint finds all
+that belongs to it beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from oneshotgan import __version__, config, media
+from oneshotgan.config import Config
+from oneshotgan.errors import UserError
+from oneshotgan.files import replacing, storage_errors, write_bytes, write_text
+
+KEPT_CHECKPOINTS = 3
+KEPT_SNAPSHOTS = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the training images came from."""
+
+    name: str
+    checksum: str  # SHA-256 of the source, see media.source_checksum
+    size: tuple[int, int]  # (height, width) as displayed
+
+
+class Run:
+    """A run directory. `create` begins one, `Run.open` takes one up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # --- beginning and taking up ---
+
+    def create(self, settings: Config, source: Source, frames: np.ndarray) -> None:
+        """Begin the run in a new or empty folder; config.json is written last and makes it a run.
+
+        Args:
+            frames: uint8 (N, H, W, 3), as they will be trained on.
+        """
+        with storage_errors(self.path):
+            for folder in ("input", "samples", "checkpoints", "snapshots", "model"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        for index, frame in enumerate(frames):
+            media.write_png(self.path / "input" / f"frame-{index:06d}.png", frame)
+        shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
+        media.write_png(self.path / "reals.png", media.contact_sheet(shown))
+        record = {
+            "version": __version__,
+            "source": {"name": source.name, "checksum": source.checksum, "size": list(source.size)},
+            "frames": {"count": len(frames), "size": list(frames.shape[1:3]), "checksum": _digest(frames)},
+            "machines": [],
+        }
+        model = config.to_dict(settings)
+        content = {"method": model["method"], "model": model["model"], "size": list(frames.shape[1:3])}
+        _write_json(self.path / "model" / "config.json", content)
+        self._write_config(settings, record)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Take up the run at `path`.
+
+        Raises:
+            UserError: there is no run, or its config.json cannot be read.
+        """
+        run = cls(Path(path))
+        if not run.exists(run.path):
+            raise UserError(f"{_shown(path)} is no run directory: it holds no config.json of a training")
+        run.settings, run.record  # noqa: B018  # read once, so that a damaged file is found here
+        return run
+
+    @staticmethod
+    def exists(path: Path | str) -> bool:
+        """Whether a run was begun at `path`."""
+        return (Path(path) / "config.json").is_file() and (Path(path) / "input").is_dir()
+
+    @property
+    def settings(self) -> Config:
+        """The settings in config.json."""
+        content = self._read_config()
+        content.pop("run")
+        return config.from_dict(content)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What config.json records beside the settings: version, source, frames, machines."""
+        record: dict[str, Any] = self._read_config()["run"]
+        return record
+
+    def frames(self) -> np.ndarray:
+        """The training images, uint8 (N, H, W, 3), as written in ``input/`` when the run began.
+
+        Raises:
+            UserError: an image is missing or was changed.
+        """
+        described = self.record["frames"]
+        height, width = described["size"]
+        try:
+            frames = media.read_frames(self.path / "input", lambda size: size, described["count"]).images
+        except UserError as error:
+            raise UserError(f"the run's own input is damaged: {error}") from error
+        if frames.shape[:3] != (described["count"], height, width) or _digest(frames) != described["checksum"]:
+            raise UserError(f"the images in {self.path / 'input'} are not those the run began with")
+        return frames
+
+    def update(self, settings: Config, machine: dict[str, Any] | None = None) -> None:
+        """Write changed settings, and note another machine that the run goes on with."""
+        record = self.record
+        if machine is not None:
+            record["machines"].append(machine)
+        self._write_config(settings, record)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run against a second training; the operating system frees it when the process ends."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            with storage_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another training is writing {self.path}: wait for it, or choose --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- what training writes ---
+
+    def write_samples(self, step: int, images: np.ndarray) -> None:
+        """The contact sheet of uint8 (N, H, W, 3) images at `step`."""
+        media.write_png(self.path / "samples" / f"step-{step:06d}.png", media.contact_sheet(images))
+
+    def append_stats(self, line: dict[str, Any]) -> None:
+        """Add one object to stats.jsonl, in a single write, so that a kill cannot tear it."""
+        path = self.path / "stats.jsonl"
+        with storage_errors(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                content = (json.dumps(line) + "\n").encode()
+                if os.write(descriptor, content) != len(content):
+                    raise OSError(28, "disk full")
+            finally:
+                os.close(descriptor)
+
+    def stats(self) -> list[dict[str, Any]]:
+        """The whole lines of stats.jsonl; a torn last line is left out."""
+        path = self.path / "stats.jsonl"
+        if not path.exists():
+            return []
+        lines = []
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def trim_stats(self, step: int) -> None:
+        """Drop the lines after `step`, which the training will write again."""
+        kept = [line for line in self.stats() if line["step"] <= step]
+        if (self.path / "stats.jsonl").exists():
+            write_text(self.path / "stats.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_model(self, step: int, weights: dict[str, Tensor]) -> None:
+        """The sampling weights in ``model/``."""
+        _write_weights(self.path / "model" / "model.safetensors", step, weights)
+
+    def write_snapshot(self, step: int, spacing: int, weights: dict[str, Tensor]) -> None:
+        """Keep the sampling weights of `step`, then thin: at most 32 stay, at multiples of spacing · 2^k."""
+        _write_weights(self.path / "snapshots" / f"step-{step:06d}.safetensors", step, weights)
+        steps = self.snapshot_steps()
+        while len(steps) > KEPT_SNAPSHOTS:
+            spacing *= 2
+            for dropped in [s for s in steps if s % spacing]:
+                self.snapshot_path(dropped).unlink(missing_ok=True)
+            steps = self.snapshot_steps()
+
+    def snapshot_steps(self) -> list[int]:
+        """The steps of which a snapshot is kept, in order."""
+        return _steps(self.path / "snapshots", ".safetensors")
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the snapshot of `step` lies."""
+        return self.path / "snapshots" / f"step-{step:06d}.safetensors"
+
+    # --- checkpoints ---
+
+    def write_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """The full training state; the newest three are kept."""
+        with replacing(self._checkpoint_path(step)) as temporary:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # torch's own writer reports a full disk like this
+                raise OSError(28, "disk full") from error
+        for old in self.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
+            self._checkpoint_path(old).unlink(missing_ok=True)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of which a checkpoint is kept, in order."""
+        return _steps(self.path / "checkpoints", ".pt")
+
+    def read_checkpoint(self, step: int, device: torch.device) -> dict[str, Any]:
+        """The state written at `step`.
+
+        Raises:
+            UserError: the file is damaged, or holds anything but tensors and plain values.
+        """
+        path = self._checkpoint_path(step)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not compare the check sums
+            if damaged is not None:
+                raise UserError(f"checkpoint {path.name} is damaged")
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged or hostile file can fail in any way
+            raise UserError(f"checkpoint {path.name} is damaged or was not written by a training") from error
+        return state
+
+    def _checkpoint_path(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}.pt"
+
+    # --- config.json ---
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.path / "config.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["run"]["frames"]["size"], content["run"]["source"]["checksum"], content["run"]["machines"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged or was not written by a training") from error
+        return dict(content)
+
+    def _write_config(self, settings: Config, record: dict[str, Any]) -> None:
+        _write_json(self.path / "config.json", config.to_dict(settings) | {"run": record})
+
+
+def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The step and the sampling weights in a safetensors file of a run."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int((file.metadata() or {})["step"])
+            return step, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged") from error
+
+
+def _write_weights(path: Path, step: int, weights: dict[str, Tensor]) -> None:
+    write_bytes(path, safetensors_bytes(weights, metadata={"step": str(step)}))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _steps(folder: Path, suffix: str) -> list[int]:
+    names = [path.name.removeprefix("step-").removesuffix(suffix) for path in folder.glob(f"step-*{suffix}")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _digest(frames: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
+
+
+def _shown(path: Path | str) -> str:
+    return str(path).encode("unicode_escape").decode()

@@ -1,0 +1,126 @@
+"""Run -> images: one seed is one image, whatever is drawn beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oneshotgan import config
+from oneshotgan.data import to_uint8
+from oneshotgan.errors import UserError
+from oneshotgan.machine import memory_errors
+from oneshotgan.methods import SAMPLERS
+from oneshotgan.run import Run, read_weights
+
+BATCH = 16  # images per forward pass
+
+
+class OneShotGAN:
+    """A trained model to draw from.
+
+    Use `from_pretrained`; or `oneshotgan.train`, which gives one.
+
+    Attributes:
+        size: (height, width) of the images.
+        step: how many steps it was trained.
+    """
+
+    def __init__(self, method: str, settings: config.OneShotConfig, size: tuple[int, int], path: Path) -> None:
+        self.size = size
+        self.step, weights = read_weights(path)
+        try:
+            self._sampler = SAMPLERS[method].load(settings, size, weights)
+        except RuntimeError as error:  # load_state_dict: names or shapes differ
+            raise UserError(f"{path} does not fit the settings of its run") from error
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, step: int | None = None) -> OneShotGAN:
+        """Load a run directory or its ``model/`` folder.
+
+        Args:
+            step: a snapshot of a run instead of the newest model.
+
+        Raises:
+            UserError: no such run, no such snapshot, or a damaged file.
+        """
+        path = Path(path)
+        folder = path / "model" if Run.exists(path) else path
+        method, settings, size = _read_model_config(path, folder / "config.json")
+        weights = folder / "model.safetensors"
+        if step is not None:
+            if not Run.exists(path):
+                raise UserError(f"{path} has no snapshots: name the run directory to choose a step")
+            kept = Run(path).snapshot_steps()
+            if step not in kept:
+                known = ", ".join(map(str, kept)) or "none yet"
+                raise UserError(f"no snapshot of step {step} in {path}: there are {known}")
+            weights = Run(path).snapshot_path(step)
+        return cls(method, settings, size, weights)
+
+    def sample(self, seeds: Sequence[int], truncation: float = 1.0) -> np.ndarray:
+        """Draw one image per seed, uint8 (N, H, W, 3).
+
+        Args:
+            seeds: whole numbers from 0; image k depends on ``seeds[k]`` alone.
+            truncation: 0 … 1, multiplies z: below 1 scenes are safer and less varied, 0 is one scene.
+        """
+        batches = list(self.iterate(seeds, truncation))
+        return np.concatenate(batches) if batches else np.zeros((0, *self.size, 3), np.uint8)
+
+    def iterate(self, seeds: Sequence[int], truncation: float = 1.0) -> Iterator[np.ndarray]:
+        """The images of `sample`, in batches, so that any number fits into memory."""
+        _check_truncation(truncation)
+        if any(seed < 0 for seed in seeds):
+            raise UserError("seeds are whole numbers from 0")
+        for start in range(0, len(seeds), BATCH):
+            yield self._draw(truncation * self._sampler.latents(seeds[start : start + BATCH]))
+
+    def interpolate(self, first: int, last: int, frames: int, truncation: float = 1.0) -> np.ndarray:
+        """Images on the way from seed `first` to seed `last`, both included, uint8 (frames, H, W, 3).
+
+        z moves on the great circle between the two, so that its length stays that of a Gaussian.
+        """
+        _check_truncation(truncation)
+        if frames < 2:
+            raise UserError(f"an interpolation has 2 frames or more, not {frames}")
+        if min(first, last) < 0:
+            raise UserError("seeds are whole numbers from 0")
+        ends = self._sampler.latents([first, last])
+        path = truncation * spherical_path(ends[0], ends[1], frames)
+        return np.concatenate([self._draw(z) for z in path.split(BATCH)])
+
+    def _draw(self, z: Tensor) -> np.ndarray:
+        with memory_errors():
+            return to_uint8(self._sampler.images(z))
+
+
+def spherical_path(first: Tensor, last: Tensor, count: int) -> Tensor:
+    """`count` points (count, dim) from `first` to `last` (dim,) on the great circle between them."""
+    cosine = torch.dot(first, last) / (first.norm() * last.norm())
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    t = torch.linspace(0, 1, count)[:, None]
+    if angle < 1e-4:  # the same direction: a straight line
+        return (1 - t) * first + t * last
+    return (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
+
+
+def _check_truncation(truncation: float) -> None:
+    if not 0 <= truncation <= 1:
+        raise UserError(f"truncation must lie in 0 … 1, not {truncation:g}")
+
+
+def _read_model_config(path: Path, file: Path) -> tuple[str, config.OneShotConfig, tuple[int, int]]:
+    if not file.is_file():
+        raise UserError(f"{path} is no run directory and no model folder: it holds no config.json of a training")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        height, width = content["size"]
+        settings = config.from_dict({"method": content["method"], "model": content["model"]})
+        return settings.method, settings.model, (int(height), int(width))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged or was not written by a training") from error
