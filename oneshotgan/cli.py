@@ -7,6 +7,7 @@ user can put right, in one line; 130 Ctrl-C.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from oneshotgan import __version__, config
 from oneshotgan.errors import UserError
+
+ANIMATIONS = (".gif", ".webp", ".mp4")
 
 app = App(
     name="oneshotgan",
@@ -128,20 +131,25 @@ def sample(
         raise UserError(f"--fps must lie in 0 … 1000, not {fps:g}")
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid writes a PNG file: name it .png, not {grid.name}")
+    if interpolate is not None and out is not None and out.suffix.lower() not in ANIMATIONS:
+        raise UserError(f"cannot write {out}: an animation's name ends in {', '.join(ANIMATIONS)}")
     gan = OneShotGAN.from_pretrained(run, step)
     if interpolate is not None:
         target = out or run / "generated" / f"seeds-{interpolate[0]}-{interpolate[1]}.gif"
-        media.write_animation(_made(target.parent) / target.name, gan.interpolate(*interpolate, frames, truncation), fps)
+        images = gan.interpolate(*interpolate, frames, truncation)
+        media.write_animation(_made(target.parent) / target.name, images, fps)
         print(target)
         return
     seeds = range(seed, seed + count)
     if grid is not None:
-        media.write_png(_made(grid.parent) / grid.name, media.contact_sheet(gan.sample(seeds, truncation)))
+        sheet = media.contact_sheet(gan.sample(seeds, truncation))
+        media.write_png(_made(grid.parent) / grid.name, sheet)
         print(grid)
         return
+    batches = gan.iterate(seeds, truncation)  # refuses bad seeds before a folder is made
     folder = _made(out or run / "generated")
     names = iter(seeds)
-    for batch in gan.iterate(seeds, truncation):
+    for batch in batches:
         for image in batch:
             media.write_png(folder / f"seed-{next(names):06d}.png", image)
     print(folder)
@@ -172,8 +180,10 @@ def _made(folder: Path) -> Path:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as it is, whatever its bytes
     try:
-        app(exit_on_error=False, print_error=False, result_action="return_value")
+        app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
@@ -185,7 +195,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    line = "".join(char if char.isprintable() else "�" for char in " ".join(message.split()))
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -26,8 +26,9 @@ class Reporter:
         self.finish()
 
     def line(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text, markup=False)
+        """Print one line, as it stands: what a file's name holds is no markup, emoji or control character."""
+        printable = "".join(char if char.isprintable() else "�" for char in text)
+        self.console.print(printable, markup=False, emoji=False)
 
     def progress(self, step: int, steps: int, rate: float, losses: dict[str, float]) -> None:
         """Report `step` of `steps`, at `rate` steps per second."""

@@ -121,12 +121,16 @@ class Run:
             raise UserError(f"the images in {self.path / 'input'} are not those the run began with")
         return frames
 
-    def update(self, settings: Config, machine: dict[str, Any] | None = None) -> None:
-        """Write changed settings, and note another machine that the run goes on with."""
+    def update(self, settings: Config, step: int, machine: dict[str, Any] | None = None) -> None:
+        """Write changed settings, and note a machine other than the last that the run goes on with from `step`."""
         record = self.record
-        if machine is not None:
-            record["machines"].append(machine)
-        self._write_config(settings, record)
+        last = {k: v for k, v in (record["machines"] or [{}])[-1].items() if k != "from_step"}
+        changed = settings != self.settings
+        if machine is not None and machine != last:
+            record["machines"].append({"from_step": step} | machine)
+            changed = True
+        if changed:
+            self._write_config(settings, record)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -283,4 +287,4 @@ def _digest(frames: np.ndarray) -> str:
 
 
 def _shown(path: Path | str) -> str:
-    return str(path).encode("unicode_escape").decode()
+    return "".join(char if char.isprintable() else "�" for char in str(path))

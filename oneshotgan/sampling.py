@@ -77,8 +77,8 @@ class OneShotGAN:
         _check_truncation(truncation)
         if any(seed < 0 for seed in seeds):
             raise UserError("seeds are whole numbers from 0")
-        for start in range(0, len(seeds), BATCH):
-            yield self._draw(truncation * self._sampler.latents(seeds[start : start + BATCH]))
+        starts = range(0, len(seeds), BATCH)
+        return (self._draw(truncation * self._sampler.latents(seeds[k : k + BATCH])) for k in starts)
 
     def interpolate(self, first: int, last: int, frames: int, truncation: float = 1.0) -> np.ndarray:
         """Images on the way from seed `first` to seed `last`, both included, uint8 (frames, H, W, 3).

@@ -52,7 +52,9 @@ class Method(Protocol):
         """Every trained tensor."""
 
 
-def fit(method: Method, run: Run, settings: Config, reporter: Reporter) -> None:
+def fit(
+    method: Method, run: Run, settings: Config, reporter: Reporter, machine_record: dict[str, Any] | None = None
+) -> None:
     """Train `method` from the run's newest good checkpoint to ``settings.training.steps``.
 
     Whatever is written at a step is written before its checkpoint, so a run that was killed finds in the
@@ -65,6 +67,7 @@ def fit(method: Method, run: Run, settings: Config, reporter: Reporter) -> None:
     """
     steps, machine = settings.training.steps, settings.machine
     step, seconds = _resume(method, run, reporter)
+    run.update(settings, step, machine_record)  # not before it is known that the run can go on
     watch = FiniteWatch(method)
     clock = Clock(seconds)
     saved, saved_at = step, time.monotonic()
@@ -164,20 +167,19 @@ def train(
 def _begin(path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter) -> None:
     settings, reason = _resolve(choices, given)
     machine = choose(settings.machine)
-    reporter.line(f"preset {settings.preset} {reason}; {machine}")
+    _check_free(path)
     frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
-    for notice in frames.notices:
-        reporter.line(notice)
-    count, height, width = frames.images.shape[:3]
-    what = f"{count} frames" if count > 1 else "one image"
-    reporter.line(f"{described.name}: {what} at {width}x{height} pixels -> {path}")
-    _check_free(path)
     run = Run(path)
     with run.locked():
         _check_free(path)  # nobody can begin a run here any more
         run.create(settings, described, frames.images)
-        run.update(settings, {"from_step": 0} | dataclasses.asdict(machine))
+        reporter.line(f"preset {settings.preset} {reason}; {machine}")
+        for notice in frames.notices:
+            reporter.line(notice)
+        count, height, width = frames.images.shape[:3]
+        what = f"{count} frames" if count > 1 else "one image"
+        reporter.line(f"{described.name}: {what} at {width}x{height} pixels -> {path}")
         _fit(run, settings, machine, frames.images, reporter)
 
 
@@ -197,15 +199,13 @@ def _continue(run: Run, source: Path | str, choices: Mapping[str, str], given: M
         if moved:
             changed = ", ".join(f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v)
             reporter.line(f"from here on the run is not bit-equal to an unmoved one: {changed}")
-        if settings != old or moved or not known:
-            run.update(settings, {"from_step": newest} | record if moved or not known else None)
         _fit(run, settings, machine, run.frames(), reporter)
 
 
 def _fit(run: Run, settings: Config, machine: Machine, frames: np.ndarray, reporter: Reporter) -> None:
     with running_on(machine, settings.machine.deterministic) as device, memory_errors():
         method = METHODS[settings.method](settings, frames, device, machine.precision)
-        fit(method, run, settings, reporter)
+        fit(method, run, settings, reporter, dataclasses.asdict(machine))
     reporter.line(f"finished {settings.training.steps} steps: {run.path}")
 
 

@@ -23,7 +23,7 @@ from oneshotgan.media.pictures import (
 from oneshotgan.media.shots import WANTED, Fitter, Frames, Resize, count, evenly, read_clip, shown, thinned
 from oneshotgan.media.video import Video
 
-_CLIP_SUFFIX = re.compile(r"\.(mp4|m4v|mov|webm|avi|mkv|mpe?g|wmv|flv|3gp|m?ts)", re.IGNORECASE)
+_CLIP_SUFFIX = re.compile(r"\.(mp4|m4v|mov|webm|avi|mkv|mpe?g|wmv|ogv|3gp|m?ts)", re.IGNORECASE)
 _HEIC_SUFFIX = re.compile(r"\.hei[cf]", re.IGNORECASE)
 
 

@@ -127,7 +127,7 @@ def evenly(times: Sequence[float], number: int) -> list[int]:
     if total <= number:
         return list(range(total))
     gaps = np.diff(np.asarray(times, dtype=np.float64))
-    gaps = np.append(gaps, np.median(gaps))
+    gaps = np.append(gaps, gaps[-1])
     gaps = np.maximum(gaps, max(1e-6 * float(np.abs(gaps).mean()), 1e-12))
 
     # The D for which the frames last number × D together, by bisection (their length is concave in D).
@@ -136,7 +136,7 @@ def evenly(times: Sequence[float], number: int) -> list[int]:
         middle = (low + high) / 2
         low, high = (middle, high) if np.minimum(gaps, middle).sum() > number * middle else (low, middle)
     ends = np.cumsum(np.minimum(gaps, high))
-    targets = (np.arange(number) + 0.5) * ends[-1] / number
+    targets = (np.arange(number) + 0.5 + 1e-9) * ends[-1] / number  # one between two frames goes to the later
     picked = np.searchsorted(ends, targets, side="right")
 
     # Rounding may let two targets meet in one frame: keep the indices strictly rising and in range.

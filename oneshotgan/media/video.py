@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     import av
 
 # None that reads text, lists of other files, or addresses.
-_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
+_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,ogg"
 _START = re.compile(rb"....(ftyp|moov|mdat)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 _ATTACHED_PICTURE = 0x400  # the cover of a song is no video
 _FULL_RANGE = 2
 _BT601 = 5
+_SCALING = 0x200 | 0x2000 | 0x40000  # Lanczos, full chroma, accurate rounding: else white comes out as 252
 # The colour space of a frame (AVCOL_SPC) as the scaler names it (SWS_CS).
 _COLOURSPACES = {1: 1, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 
@@ -42,12 +44,14 @@ class Video:
         with open(self._path, "rb") as file, self._open(file) as container:
             stream = self._stream(container)
             aspect, rate = float(stream.sample_aspect_ratio or 1), float(stream.average_rate or 25)
-            scaler, time, number = VideoReformatter(), -1 / rate, 0
+            scaler, upright, time, number = VideoReformatter(), _Upright(), -1 / rate, 0
             for frame in self._decoded(container, stream):
                 check_size(self._path, (frame.height, frame.width))
+                if not number:
+                    upright = _upright(frame)
                 time = time + 1 / rate if frame.time is None else float(frame.time)
                 number += 1
-                yield _shot(frame, time, aspect, scaler)
+                yield _shot(frame, time, aspect, upright, scaler)
             self.damaged |= number < 0.9 * stream.frames  # 0 where the header does not say
             self.damaged |= time < 0.9 * (container.duration or 0) / 1e6 - 1
 
@@ -103,10 +107,35 @@ class Video:
                     yield frame
 
 
-def _shot(frame: av.VideoFrame, time: float, aspect: float, scaler: Any) -> Shot:
-    swap, mirror, flip = _display_matrix(frame)
-    square = (frame.height, max(1, round(frame.width * aspect)))
-    size = square[::-1] if swap else square
+@dataclass(frozen=True)
+class _Upright:
+    """How stored frames become upright: swap the axes, then mirror left-right, then flip top-bottom."""
+
+    swap: bool = False
+    mirror: bool = False
+    flip: bool = False
+
+    def size(self, size: Size) -> Size:
+        return size[::-1] if self.swap else size
+
+    def pixels(self, pixels: Array) -> Array:
+        pixels = pixels.swapaxes(0, 1) if self.swap else pixels
+        return np.ascontiguousarray(pixels[:: -1 if self.flip else 1, :: -1 if self.mirror else 1])
+
+
+def _upright(frame: av.VideoFrame) -> _Upright:
+    """From the display matrix. To be asked of one frame alone: one that was asked is not freed at once."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return _Upright()
+    # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(data)[:36], dtype=np.int32)[:5])
+    swap = abs(b) > abs(a)
+    return _Upright(swap, (c if swap else a) < 0, (b if swap else d) < 0)
+
+
+def _shot(frame: av.VideoFrame, time: float, aspect: float, upright: _Upright, scaler: Any) -> Shot:
+    size = upright.size((frame.height, max(1, round(frame.width * aspect))))
     full_range = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
     colours = {
         "src_colorspace": _COLOURSPACES.get(int(frame.colorspace), _BT601),
@@ -115,21 +144,8 @@ def _shot(frame: av.VideoFrame, time: float, aspect: float, scaler: Any) -> Shot
     }
 
     def scaled(wanted: Size) -> Array:
-        height, width = wanted[::-1] if swap else wanted
-        small = scaler.reformat(frame, width, height, "rgb24", interpolation="LANCZOS", **colours)
-        pixels = small.to_ndarray()
-        pixels = pixels.swapaxes(0, 1) if swap else pixels
-        return np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1])
+        height, width = upright.size(wanted)
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING, **colours)
+        return upright.pixels(small.to_ndarray())
 
     return Shot(time, size, scaled, lambda: Image.fromarray(scaled(size)))
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How a stored frame becomes upright: swap the axes, then mirror left-right, then flip top-bottom."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False, False, False
-    # x' = a x + c y, y' = b x + d y
-    a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(data)[:36], dtype=np.int32)[:5])
-    swap = abs(b) > abs(a)
-    return swap, (c if swap else a) < 0, (b if swap else d) < 0

@@ -96,7 +96,7 @@ def _encode_mp4(images: Array, fps: float) -> bytes:
     _, height, width, _ = images.shape
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         stream.options = {"crf": "16", "preset": "medium"}

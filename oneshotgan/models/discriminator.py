@@ -130,7 +130,7 @@ class LayoutBranch(nn.Module):
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(1, 1, kernel=3, pool=True) for _ in range(plan.branch_blocks)
         )
-        self.decisions = nn.ModuleList(Conv2d(1, 1, 1) for _ in range(plan.branch_blocks))
+        self.decisions = nn.ModuleList(OneChannelDecision() for _ in range(plan.branch_blocks))
 
     def aggregate(self, features: Tensor) -> Tensor:
         """(N, C, h, w) -> the layout map (N, 1, h, w)."""
@@ -138,6 +138,20 @@ class LayoutBranch(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return _decide(x, self.blocks, self.decisions)
+
+
+class OneChannelDecision(nn.Module):
+    """A spectrally normalised 1×1 convolution from one channel: its one weight, divided by itself, is 1.
+
+    What is left to learn is the bias.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 def _decide(x: Tensor, blocks: nn.ModuleList, decisions: nn.ModuleList) -> list[Tensor]:

@@ -58,13 +58,17 @@ class Plan:
 def make_plan(size: Size, base_width: int = 32) -> Plan:
     """Plan the networks for an image of about `size` (height, width).
 
-    The trained size, ``(plan.height, plan.width)``, keeps the aspect within 10 %.
+    The trained size, ``(plan.height, plan.width)``, keeps the aspect within 10 %, and planning for it
+    again gives the same size. The released program's rule is taken where it works, else the short-side
+    rule; a rule that keeps `size` as it is comes before one that changes it.
 
     Raises:
         UserError: a side below 32 px, an aspect beyond 16:1, or a short side above 1,792 px.
     """
     _check_size(size)
-    blocks, (noise_height, noise_width) = _released_rule(size) or _short_side_rule(size)
+    rules = [rule for rule in (_released_rule(size), _short_side_rule(size)) if rule is not None]
+    exact = [rule for rule in rules if all(n * 2 ** (rule[0] - 1) == side for n, side in zip(rule[1], size, strict=True))]
+    blocks, (noise_height, noise_width) = (exact or rules)[0]
     total, low_level = DISCRIMINATOR_BLOCKS[blocks]
     generator = GENERATOR_MULTIPLES[-(blocks + 1) :]
     discriminator = DISCRIMINATOR_MULTIPLES[: total + 1]

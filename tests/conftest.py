@@ -1,0 +1,192 @@
+"""What several test modules share: provided data, a tiny photo, the command, one tiny trained run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Flags of a training that takes a moment; the precision is named, as `auto` depends on the processor.
+TINY = ("--base-width", "4", "--short-size", "32", "--threads", "1", "--precision", "fp32")
+# The session's run: 8 steps, everything written often.
+TRAINED_STEPS = 8
+OFTEN = ("--log-every", "1", "--checkpoint-every", "2", "--snapshot-every", "2", "--sample-every", "4")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The message of a refusal, which must be the only line that was said."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert self.out == ""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.endswith("\n")
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+    @property
+    def late_error(self) -> str:
+        """The message of a failure once a training had begun: one line, the last, after those of progress."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert self.out == ""
+        *progress, last = self.err.splitlines()
+        assert last.startswith("error: "), self.err
+        assert not any(line.startswith(("error: ", "Traceback")) for line in progress), self.err
+        return last.removeprefix("error: ")
+
+
+Command = Callable[..., Outcome]
+Tree = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of provided photos, clips, weights and golden figures."""
+    folder = os.environ.get("ONESHOTGAN_TEST_DATA")
+    if not folder:
+        pytest.skip("ONESHOTGAN_TEST_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs the command in this process: `command("sample", run, "--count", 2)`."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def train(command: Command) -> Command:
+    """Trains with the smallest networks: `train(source, "--steps", 4)`."""
+    return lambda *arguments: command("train", *arguments, *TINY)
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], Tree]:
+    """Every file and folder below one, each file with a digest of its bytes; a lock's file does not count."""
+    return list_tree
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def photo_bytes() -> bytes:
+    """A PNG of 48×64 pixels with a few coloured things in it."""
+    return png_bytes(scene())
+
+
+@pytest.fixture
+def photo(workdir: Path, photo_bytes: bytes) -> Path:
+    """``scene.png`` in the current folder."""
+    path = Path("scene.png")
+    path.write_bytes(photo_bytes)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, photo_bytes: bytes) -> Path:
+    """A finished run of 8 steps, for copying and reading only."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "scene.png").write_bytes(photo_bytes)
+    steps = ("--steps", str(TRAINED_STEPS))
+    outcome = run_command("train", folder / "scene.png", "--out", folder / "run", *steps, *OFTEN, *TINY)
+    assert outcome.code == 0, outcome.err
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(photo: Path, trained_once: Path) -> Path:
+    """``run``, a copy of the finished run in the current folder, beside its ``scene.png``."""
+    shutil.copytree(trained_once, "run")
+    return Path("run")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command as a process of its own; what still runs when the test ends is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "oneshotgan", *map(str, arguments)]
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def run_command(*arguments: object) -> Outcome:
+    """Call the command's entry with `arguments`, as the shell would."""
+    from oneshotgan import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["oneshotgan", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit:
+            code = exit.code or 0
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def list_tree(folder: Path) -> Tree:
+    """See the fixture `tree`."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name != ".lock":
+            digest = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(folder))] = digest
+    return found
+
+
+def scene(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """A sky, a ground and three round things; each seed puts them elsewhere."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    image = np.where((y < height * 0.6)[..., None], [120, 170, 230], [90, 130, 60]).astype(np.uint8)
+    for colour in ([220, 40, 30], [240, 200, 40], [60, 40, 160]):
+        cy, cx = generator.uniform(0.1, 0.8) * height, generator.uniform(0.1, 0.9) * width
+        image[(y - cy) ** 2 + (x - cx) ** 2 < (0.12 * height) ** 2] = colour
+    return image
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """A (H, W, 3) uint8 image as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
