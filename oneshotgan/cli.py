@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import operator
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,11 +32,13 @@ app = App(
 
 def _settings_class() -> type:
     """A dataclass of every setting as an optional flag, made from the settings themselves."""
+    annotated: Any = Annotated  # as a plain value: these types are made, not written
     fields = []
     for name, (section, described) in config.FIELDS.items():
         text = f"[{section}] {described.metadata['help']}"
-        annotated = Annotated[config.TYPES[name] | None, Parameter(help=text, show_default=False)]
-        fields.append((name, annotated, dataclasses.field(default=None)))
+        parameter = Parameter(help=text, show_default=False)
+        flag = operator.getitem(annotated, (config.TYPES[name] | None, parameter))
+        fields.append((name, flag, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # else cyclopts takes it for a builtin type and looks no further
     return made
@@ -156,7 +159,9 @@ def sample(
 
 
 @app.command
-def settings(preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def settings(
+    preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+) -> None:
     """Print a preset's settings as TOML, to edit and give to train --config.
 
     Parameters

@@ -53,8 +53,12 @@ class OneShotConfig:
     diversity_norm: Literal["paper", "released"] = setting(
         "paper", "Strength of eq. 1: as in the paper, or as the released program normalises it."
     )
-    diversity_features: Literal["tanh", "raw"] = setting("tanh", "What eq. 1 compares: tanh of features, or raw.")
-    augment_probability: float = setting(0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1)
+    diversity_features: Literal["tanh", "raw"] = setting(
+        "tanh", "What eq. 1 compares: tanh of features, or raw."
+    )
+    augment_probability: float = setting(
+        0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1
+    )
     feature_augment_probability: float = setting(0.4, "Of mixing real features in D; 0 turns it off.", 0, 1)
     learning_rate_g: float = setting(2e-4, "Adam's learning rate for the generator.", 0, 1)
     learning_rate_d: float = setting(2e-4, "Adam's learning rate for the discriminator.", 0, 1)
@@ -161,7 +165,7 @@ def check_field(name: str, value: Any) -> None:
         raise UserError(f"setting {name} must be {_describe(TYPES[name])}, not {value!r}")
     low, high = FIELDS[name][1].metadata["low"], FIELDS[name][1].metadata["high"]
     if value is not None and low is not None and not low <= value <= high:
-        raise UserError(f"setting {name} must lie in {low:g} … {high:g}, not {value!r}")
+        raise UserError(f"setting {name} must lie between {low:,} and {high:,}, not {value!r}")
 
 
 def load_file(path: Path | str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -232,7 +236,9 @@ def to_toml(config: Config) -> str:
 
 def changed_fields(old: Config, new: Config) -> list[str]:
     """The names of the fields in which two settings differ, and ``method`` where that does."""
-    names = [name for name, (section, _) in FIELDS.items() if _get(old, section, name) != _get(new, section, name)]
+    names = [
+        name for name, (section, _) in FIELDS.items() if _get(old, section, name) != _get(new, section, name)
+    ]
     return (["method"] if old.method != new.method else []) + names
 
 
@@ -244,7 +250,8 @@ def _apply(config: Config, overrides: Mapping[str, Any]) -> Config:
             value = float(value)
         sections[section][name] = value
     replaced = {
-        section: dataclasses.replace(getattr(config, section), **changes) for section, changes in sections.items()
+        section: dataclasses.replace(getattr(config, section), **changes)
+        for section, changes in sections.items()
     }
     return dataclasses.replace(config, **replaced)
 
@@ -277,7 +284,13 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(str, typing.get_args(hint)))
     if isinstance(hint, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(hint))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}[hint]
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "null",
+    }[hint]
 
 
 def _nearest(name: str) -> str:

@@ -49,7 +49,9 @@ class Batches:
     A batch holds distinct frames where there are enough of them, else it repeats.
     """
 
-    def __init__(self, frames: np.ndarray, batch_size: int, scales: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, frames: np.ndarray, batch_size: int, scales: int, seed: int, device: torch.device
+    ) -> None:
         self.frames = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().to(device)
         self.batch_size, self.scales, self.seed = batch_size, scales, seed
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _RAMP = 10
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def ema_decay_at(step: int, decay: float) -> float:
@@ -19,17 +22,18 @@ def ema_decay_at(step: int, decay: float) -> float:
     return min(decay, step / (step + _RAMP - 1))
 
 
-class EMA:
+class EMA(Generic[Network]):
     """Keeps `network`, a copy whose parameters follow those of the trained network; buffers are copied."""
 
-    def __init__(self, trained: nn.Module, decay: float) -> None:
+    def __init__(self, trained: Network, decay: float) -> None:
         self.decay = decay
-        self.network = copy.deepcopy(trained).requires_grad_(False)
+        self.network: Network = copy.deepcopy(trained).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, trained: nn.Module, step: int) -> None:
+    def update(self, trained: Network, step: int) -> None:
         """average ← decay · average + (1 − decay) · trained, after update number `step` (from 1)."""
-        averages, sources = list(self.network.parameters()), list(trained.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
+        sources: list[Tensor] = list(trained.parameters())
         torch._foreach_lerp_(averages, sources, 1 - ema_decay_at(step, self.decay))
         for average, source in zip(self.network.buffers(), trained.buffers(), strict=True):
             average.copy_(source)

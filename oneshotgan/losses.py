@@ -74,7 +74,9 @@ def adversarial(parts: dict[str, Tensor]) -> Tensor:
 
 def discriminator_loss(logits_real: Decisions, logits_fake: Decisions) -> Tensor:
     """Eq. 3 as the discriminator sees it: the cross-entropy of eq. 2 on real and generated images."""
-    return adversarial(part_losses(logits_real, real=True)) + adversarial(part_losses(logits_fake, real=False))
+    return adversarial(part_losses(logits_real, real=True)) + adversarial(
+        part_losses(logits_fake, real=False)
+    )
 
 
 def generator_loss(logits_fake: Decisions, diversity_term: Tensor | None, weight: float) -> Tensor:

@@ -89,7 +89,7 @@ def memory_errors() -> Iterator[None]:
 def _has_fast_bf16(device: str) -> bool:
     """Whether bf16 convolutions are quick: on a CPU, only with AMX or AVX512-BF16 instructions."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
 

@@ -59,6 +59,8 @@ class Run:
         with storage_errors(self.path):
             for folder in ("input", "samples", "checkpoints", "snapshots", "model"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
+            for left in (self.path / "input").iterdir():  # by a start that was cut off
+                left.unlink()
         for index, frame in enumerate(frames):
             media.write_png(self.path / "input" / f"frame-{index:06d}.png", frame)
         shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
@@ -97,7 +99,10 @@ class Run:
         """The settings in config.json."""
         content = self._read_config()
         content.pop("run")
-        return config.from_dict(content)
+        try:
+            return config.from_dict(content)
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.json'} is damaged: {error}") from error
 
     @property
     def record(self) -> dict[str, Any]:
@@ -117,12 +122,15 @@ class Run:
             frames = media.read_frames(self.path / "input", lambda size: size, described["count"]).images
         except UserError as error:
             raise UserError(f"the run's own input is damaged: {error}") from error
-        if frames.shape[:3] != (described["count"], height, width) or _digest(frames) != described["checksum"]:
+        if (
+            frames.shape[:3] != (described["count"], height, width)
+            or _digest(frames) != described["checksum"]
+        ):
             raise UserError(f"the images in {self.path / 'input'} are not those the run began with")
         return frames
 
     def update(self, settings: Config, step: int, machine: dict[str, Any] | None = None) -> None:
-        """Write changed settings, and note a machine other than the last that the run goes on with from `step`."""
+        """Write changed settings, and note a new machine that it goes on with from `step`."""
         record = self.record
         last = {k: v for k, v in (record["machines"] or [{}])[-1].items() if k != "from_step"}
         changed = settings != self.settings
@@ -141,7 +149,9 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another training is writing {self.path}: wait for it, or choose --out") from None
+            raise UserError(
+                f"another training is writing {self.path}: wait for it, or choose --out"
+            ) from None
         try:
             yield
         finally:
@@ -250,7 +260,15 @@ class Run:
         path = self.path / "config.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            content["run"]["frames"]["size"], content["run"]["source"]["checksum"], content["run"]["machines"]
+            record = content["run"]
+            frames, source = record["frames"], record["source"]
+            texts = (frames["checksum"], source["checksum"], source["name"])
+            numbers = (frames["count"], *frames["size"])
+            whole = len(numbers) == 3 and isinstance(record["machines"], list)
+            if not (
+                whole and all(isinstance(v, str) for v in texts) and all(isinstance(v, int) for v in numbers)
+            ):
+                raise TypeError("an entry of another type")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or was not written by a training") from error
         return dict(content)

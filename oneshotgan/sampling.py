@@ -30,12 +30,14 @@ class OneShotGAN:
         step: how many steps it was trained.
     """
 
-    def __init__(self, method: str, settings: config.OneShotConfig, size: tuple[int, int], path: Path) -> None:
+    def __init__(
+        self, method: str, settings: config.OneShotConfig, size: tuple[int, int], path: Path
+    ) -> None:
         self.size = size
         self.step, weights = read_weights(path)
         try:
             self._sampler = SAMPLERS[method].load(settings, size, weights)
-        except RuntimeError as error:  # load_state_dict: names or shapes differ
+        except (RuntimeError, UserError) as error:  # load_state_dict: names or shapes differ
             raise UserError(f"{path} does not fit the settings of its run") from error
 
     @classmethod
@@ -92,7 +94,7 @@ class OneShotGAN:
             raise UserError("seeds are whole numbers from 0")
         ends = self._sampler.latents([first, last])
         path = truncation * spherical_path(ends[0], ends[1], frames)
-        return np.concatenate([self._draw(z) for z in path.split(BATCH)])
+        return np.concatenate([self._draw(z) for z in torch.split(path, BATCH)])
 
     def _draw(self, z: Tensor) -> np.ndarray:
         with memory_errors():
@@ -116,11 +118,13 @@ def _check_truncation(truncation: float) -> None:
 
 def _read_model_config(path: Path, file: Path) -> tuple[str, config.OneShotConfig, tuple[int, int]]:
     if not file.is_file():
-        raise UserError(f"{path} is no run directory and no model folder: it holds no config.json of a training")
+        raise UserError(
+            f"{path} is no run directory and no model folder: it holds no config.json of a training"
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         height, width = content["size"]
         settings = config.from_dict({"method": content["method"], "model": content["model"]})
         return settings.method, settings.model, (int(height), int(width))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{file} is damaged or was not written by a training") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import threading
 import time
@@ -53,7 +54,11 @@ class Method(Protocol):
 
 
 def fit(
-    method: Method, run: Run, settings: Config, reporter: Reporter, machine_record: dict[str, Any] | None = None
+    method: Method,
+    run: Run,
+    settings: Config,
+    reporter: Reporter,
+    machine_record: dict[str, Any] | None = None,
 ) -> None:
     """Train `method` from the run's newest good checkpoint to ``settings.training.steps``.
 
@@ -164,7 +169,9 @@ def train(
 # --- a new run, and one that goes on ---
 
 
-def _begin(path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter) -> None:
+def _begin(
+    path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
+) -> None:
     settings, reason = _resolve(choices, given)
     machine = choose(settings.machine)
     _check_free(path)
@@ -183,7 +190,9 @@ def _begin(path: Path, source: Path | str, choices: Mapping[str, str], given: Ma
         _fit(run, settings, machine, frames.images, reporter)
 
 
-def _continue(run: Run, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter) -> None:
+def _continue(
+    run: Run, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
+) -> None:
     with run.locked():
         old = run.settings
         settings = _extended(old, choices, given)
@@ -197,7 +206,9 @@ def _continue(run: Run, source: Path | str, choices: Mapping[str, str], given: M
         known = run.record["machines"]
         moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
         if moved:
-            changed = ", ".join(f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v)
+            changed = ", ".join(
+                f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
+            )
             reporter.line(f"from here on the run is not bit-equal to an unmoved one: {changed}")
         _fit(run, settings, machine, run.frames(), reporter)
 
@@ -229,7 +240,9 @@ def _extended(old: Config, choices: Mapping[str, str], given: Mapping[str, Any])
     """
     for key in ("method", "preset"):
         if choices.get(key, getattr(old, key)) != getattr(old, key):
-            raise UserError(f"this run has {key} {getattr(old, key)}: leave out --{key}, or choose another --out")
+            raise UserError(
+                f"this run has {key} {getattr(old, key)}: leave out --{key}, or choose another --out"
+            )
     new = config.with_overrides(old, _without_lifted_limits(old, given))
     for name in config.changed_fields(old, new):
         section = config.FIELDS[name][0]
@@ -267,15 +280,21 @@ def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:
         raise UserError(f"{run.path} was trained on another {known['name']}: choose another --out")
 
 
+# What Run.create has written before config.json makes it a run.
+_BEGINNING = re.compile(
+    r"\.lock|input|samples|checkpoints|snapshots|model|reals\.png|input/frame-\d+\.png|model/config\.json"
+    r"|(input/|model/)?\.[^/]*\.tmp\.(png|json)"
+)
+
+
 def _check_free(path: Path) -> None:
     """Refuse a folder that holds something other than a run that was cut off while it began."""
     if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"{path} is a file: choose another --out")
-    ours = {"input", "samples", "checkpoints", "snapshots", "model", "reals.png", ".lock"}
-    foreign = [entry.name for entry in path.iterdir() if entry.name not in ours and not entry.name.endswith(".tmp.png")]
-    if foreign:
+    names = (entry.relative_to(path).as_posix() for entry in path.rglob("*"))
+    if not all(_BEGINNING.fullmatch(name) for name in names):
         raise UserError(f"{path} is not empty and no run directory: choose another --out")
 
 
@@ -303,7 +322,9 @@ def _resume(method: Method, run: Run, reporter: Reporter) -> tuple[int, float]:
             reporter.line(f"going on from step {step}")
         return step, seconds
     if steps:
-        raise UserError(f"no checkpoint in {run.path / 'checkpoints'} can be read: choose another --out to begin anew")
+        raise UserError(
+            f"no checkpoint in {run.path / 'checkpoints'} can be read: choose another --out to begin anew"
+        )
     run.trim_stats(-1)
     return 0, 0.0
 
@@ -341,7 +362,7 @@ class FiniteWatch:
 
 def _not_finite(what: str, step: int) -> UserError:
     return UserError(
-        f"{what} was not finite at step {step}; nothing of it was saved: start anew with lower learning rates "
+        f"{what} was not finite at step {step}; nothing of it was saved: start anew with lower rates "
         "(--learning-rate-g, --learning-rate-d), or go on with --precision fp32"
     )
 

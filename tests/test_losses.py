@@ -59,7 +59,9 @@ def test_tanh_bounds_the_term_and_raw_features_do_not() -> None:
 
 def test_diversity_has_a_gradient() -> None:
     blocks = [block.requires_grad_() for block in features(3)]
-    assert torch.autograd.gradcheck(lambda *x: losses.diversity(list(x)).double(), blocks, eps=1e-4, atol=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda *x: losses.diversity(list(x)).double(), blocks, eps=1e-4, atol=1e-3
+    )
 
 
 def test_released_strength_is_thirteen_times_the_papers() -> None:

@@ -71,14 +71,17 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def pages(image: Image.Image) -> int:
+def pages(path: Path, image: Image.Image) -> int:
     """Pictures in the file; the extra views that a camera puts into a JPEG (MPO) do not count."""
-    return 1 if image.format in {"MPO", "JPEG"} else int(getattr(image, "n_frames", 1))
+    try:
+        return 1 if image.format in {"MPO", "JPEG"} else int(getattr(image, "n_frames", 1))
+    except Exception as error:  # to count, Pillow goes through the file
+        raise _damaged(path) from error
 
 
 def is_animation(image: Image.Image) -> bool:
-    """Whether the pictures of the file follow each other in time (those of a TIFF do not)."""
-    return image.format in {"GIF", "WEBP", "PNG", "AVIF"} and pages(image) > 1
+    """Whether several pictures of the file follow each other in time (those of a TIFF do not)."""
+    return image.format in {"GIF", "WEBP", "PNG", "AVIF"}
 
 
 def picture_shot(path: Path, image: Image.Image, time: float = 0.0) -> Shot:
@@ -103,7 +106,7 @@ class Animation:
 
     def shots(self) -> Iterator[Shot]:
         with Image.open(self._path, formats=_formats()) as image:
-            total = pages(image)
+            total = pages(self._path, image)
             time, index = 0.0, int(bool(image.info.get("default_image")))  # an APNG may hide a still picture
             while index < total:
                 try:

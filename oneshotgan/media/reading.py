@@ -82,8 +82,8 @@ def _read_file(path: Path, resize: Resize, max_frames: int) -> Frames:
     if image is None:
         return read_clip(Video(path), resize, max_frames)
     with image:
-        number = pages(image)
-        if is_animation(image):
+        number = pages(path, image)
+        if number > 1 and is_animation(image):
             return read_clip(Animation(path), resize, max_frames)
         fitter = Fitter(resize)
         fitted = fitter(picture_shot(path, image))
@@ -112,7 +112,7 @@ def _read_folder(folder: Path, resize: Resize, max_frames: int) -> Frames:
                 f"{shown(path)} is not a picture, whatever its name says: mend it or take it away"
             )
         with image:
-            many += pages(image) > 1
+            many += pages(path, image) > 1
             images.append(fitter(picture_shot(path, image)))
     if many:
         notices.append(f"{name}: of {count(many, 'file')} with several pictures the first one is used")

@@ -75,6 +75,10 @@ class Video:
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
         for stream in container.streams.video:
             if not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
+                if stream.codec_context is None:
+                    raise UserError(
+                        f"{shown(self._path)}: its way of coding video is not known here: save it as MP4"
+                    )
                 check_size(self._path, (stream.codec_context.height or 1, stream.codec_context.width or 1))
                 stream.thread_type = "AUTO"
                 return stream

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from oneshotgan.data import Batches, random_stream
 from oneshotgan.ema import EMA
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
-from oneshotgan.models.generator import Generator
+from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.plan import make_plan
 
 
@@ -29,7 +30,7 @@ class OneShot:
         precision: "fp32", or "bf16" for autocast of the networks' convolutions.
     """
 
-    loss_names = ("loss_G", "loss_D", "diversity", "D_real", "D_fake")
+    loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity", "D_real", "D_fake")
 
     def __init__(self, config: Config, frames: np.ndarray, device: torch.device, precision: str) -> None:
         self.settings: OneShotConfig = config.model
@@ -44,8 +45,12 @@ class OneShot:
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.G, self.settings.ema_decay)
         betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        self.optimiser_G = torch.optim.Adam(self.G.parameters(), self.settings.learning_rate_g, betas, fused=True)
-        self.optimiser_D = torch.optim.Adam(self.D.parameters(), self.settings.learning_rate_d, betas, fused=True)
+        self.optimiser_G = torch.optim.Adam(
+            self.G.parameters(), self.settings.learning_rate_g, betas, fused=True
+        )
+        self.optimiser_D = torch.optim.Adam(
+            self.D.parameters(), self.settings.learning_rate_d, betas, fused=True
+        )
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Iteration `step` (from 1): one generator update, one discriminator update with fresh z, then EMA.
@@ -65,7 +70,7 @@ class OneShot:
             logits_fake = self.D(self._augmented(fake.images, "augment_G", step))
         loss_G = losses.generator_loss(logits_fake, diversity, self._diversity_strength)
         self.optimiser_G.zero_grad(set_to_none=True)
-        loss_G.backward()
+        torch.autograd.backward(loss_G)
         self.optimiser_G.step()
 
         # Discriminator: max L_adv (eq. 2), real and generated images in one pass through one door
@@ -80,7 +85,7 @@ class OneShot:
         D_fake = losses.adversarial(losses.part_losses(logits_fake, real=False))
         loss_D = D_real + D_fake
         self.optimiser_D.zero_grad(set_to_none=True)
-        loss_D.backward()
+        torch.autograd.backward(loss_D)
         self.optimiser_D.step()
 
         # Moving average of the generator
@@ -151,7 +156,10 @@ class OneShot:
         if probability == 0:
             return None
         draw = feature_augment.draw(
-            self.batch_size, self.plan.branch_widths[0], random_stream(self.seed, "features", step), self.device
+            self.batch_size,
+            self.plan.branch_widths[0],
+            random_stream(self.seed, "features", step),
+            self.device,
         )
 
         def transform(vector: Tensor | None, plane: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -177,7 +185,9 @@ class OneShotSampler:
         self.generator = generator
 
     @classmethod
-    def load(cls, settings: OneShotConfig, size: tuple[int, int], weights: dict[str, Tensor]) -> OneShotSampler:
+    def load(
+        cls, settings: OneShotConfig, size: tuple[int, int], weights: dict[str, Tensor]
+    ) -> OneShotSampler:
         """From the folded weights of a run and the (height, width) it was trained at."""
         plan = make_plan(size, settings.base_width)
         generator = Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm=False)
@@ -191,20 +201,15 @@ class OneShotSampler:
 
     def images(self, z: Tensor) -> Tensor:
         """z (N, noise_dim) -> images (N, 3, H, W), float32 in [-1, 1]."""
+        device = next(self.generator.parameters()).device
         with torch.inference_mode():
-            return self.generator(z.to(next(self.generator.parameters()).device)).images[0].float()
+            output: GeneratorOutput = self.generator(z.to(device))
+        return output.images[0].float()
 
 
-class seeded_initialisation:
+@contextmanager
+def seeded_initialisation(seed: int) -> Iterator[None]:
     """Within this context new modules draw their weights from `seed`; the global state is put back after."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = int(random_stream(seed, "weights").initial_seed())
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=[])
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exception: object) -> None:
-        self.fork.__exit__(*exception)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_stream(seed, "weights").initial_seed())
+        yield

@@ -53,7 +53,7 @@ class Discriminator(nn.Module):
     def __init__(self, plan: Plan, content_branch: bool = True, layout_branch: bool = True) -> None:
         super().__init__()
         self.low_level = LowLevel(plan)
-        # A branch that is off consumes the same random numbers, so that the others start from the same weights.
+        # A branch that is off is drawn too, so that the others start from the same weights.
         content, layout = ContentBranch(plan), LayoutBranch(plan)
         self.content = content if content_branch else None
         self.layout = layout if layout_branch else None
@@ -109,7 +109,8 @@ class ContentBranch(nn.Module):
         super().__init__()
         widths = plan.branch_widths
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(widths[i], widths[i + 1], kernel=1, pool=False) for i in range(plan.branch_blocks)
+            DiscriminatorBlock(widths[i], widths[i + 1], kernel=1, pool=False)
+            for i in range(plan.branch_blocks)
         )
         self.decisions = nn.ModuleList(Conv2d(width, 1, 1) for width in widths[1:])
 

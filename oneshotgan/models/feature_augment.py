@@ -62,7 +62,9 @@ def augment_content(vector: Tensor, draw: FeatureAugmentDraw, probability: float
     """
     swapped = (_rank(draw.swap_rank) < _between(draw.swap_fraction, 0.1, 0.3)) & (draw.apply[0] < probability)
     vector = torch.where(swapped[None, :, None, None], vector[_next_in_cycle(draw.order)], vector)
-    zeroed = (_rank(draw.zero_rank) < _between(draw.zero_fraction, 0.1, 0.3)) & (draw.zero_apply < probability)
+    zeroed = (_rank(draw.zero_rank) < _between(draw.zero_fraction, 0.1, 0.3)) & (
+        draw.zero_apply < probability
+    )
     return vector.masked_fill(zeroed[:, :, None, None], 0)
 
 
@@ -86,7 +88,7 @@ def _between(uniform: Tensor, low: float, high: float) -> Tensor:
 
 
 def _rank(uniform: Tensor) -> Tensor:
-    """The relative rank in [0, 1) of each entry among the last dimension, a random order without a sort on it."""
+    """The relative rank in [0, 1) of each entry along the last dimension."""
     return uniform.argsort(dim=-1).argsort(dim=-1) / uniform.shape[-1]
 
 

@@ -53,7 +53,10 @@ class Generator(nn.Module):
         )
         first_head = 0 if all_rgb_heads else plan.blocks - self.scales
         self.to_rgb = nn.ModuleDict(
-            {str(i): Conv2d(widths[i + 1], 3, 3, spectral_norm=spectral_norm) for i in range(first_head, plan.blocks)}
+            {
+                str(i): Conv2d(widths[i + 1], 3, 3, spectral_norm=spectral_norm)
+                for i in range(first_head, plan.blocks)
+            }
         )
 
     def forward(self, z: Tensor) -> GeneratorOutput:

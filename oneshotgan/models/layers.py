@@ -94,7 +94,7 @@ class GeneratorBlock(nn.Module):
         self.shortcut = Conv2d(channels_in, channels_out, 1, bias=False, spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.conv1(self._up(activation(x)))
+        main: Tensor = self.conv1(self._up(activation(x)))
         main = self.conv2(activation(main))
         # A 1×1 convolution and nearest upsampling commute; this order costs a quarter.
         return main + self._up(self.shortcut(x))
@@ -113,13 +113,17 @@ class DiscriminatorBlock(nn.Module):
         first: True leaves out the activation in front, for the block that follows from-RGB.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, pool: bool, first: bool = False) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, pool: bool, first: bool = False
+    ) -> None:
         super().__init__()
         middle = channels_in
         self.first, self.pool = first, pool
         self.conv1 = Conv2d(channels_in, middle, kernel)
         self.conv2 = Conv2d(middle, channels_out, kernel)
-        self.shortcut = Conv2d(channels_in, channels_out, 1, bias=False) if channels_in != channels_out else None
+        self.shortcut = (
+            Conv2d(channels_in, channels_out, 1, bias=False) if channels_in != channels_out else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv1(x if self.first else activation(x))

@@ -67,7 +67,11 @@ def make_plan(size: Size, base_width: int = 32) -> Plan:
     """
     _check_size(size)
     rules = [rule for rule in (_released_rule(size), _short_side_rule(size)) if rule is not None]
-    exact = [rule for rule in rules if all(n * 2 ** (rule[0] - 1) == side for n, side in zip(rule[1], size, strict=True))]
+    exact = [
+        rule
+        for rule in rules
+        if all(n * 2 ** (rule[0] - 1) == side for n, side in zip(rule[1], size, strict=True))
+    ]
     blocks, (noise_height, noise_width) = (exact or rules)[0]
     total, low_level = DISCRIMINATOR_BLOCKS[blocks]
     generator = GENERATOR_MULTIPLES[-(blocks + 1) :]
@@ -102,7 +106,7 @@ def _check_size(size: Size) -> None:
         raise UserError(f"{width}x{height} pixels are too few: the short side must be {MIN_SIDE} px or more")
     if long > MAX_ASPECT * short:
         raise UserError(
-            f"{width}x{height} pixels is too narrow a strip: crop it to an aspect of at most {MAX_ASPECT:.0f}:1"
+            f"{width}x{height} pixels is too narrow a strip: crop it to {MAX_ASPECT:.0f}:1 at most"
         )
     largest = NOISE_SIDE[-1] * 2 ** (MAX_BLOCKS - 1)
     if short > largest:
@@ -122,7 +126,9 @@ def _released_rule(size: Size) -> tuple[int, Size] | None:
         waiting = {side for side in waiting if round(side / 2 ** (blocks - 1)) not in NOISE_SIDE}
         if not waiting:
             known = blocks in DISCRIMINATOR_BLOCKS
-            fits = all(side in NOISE_SIDE for side in noise) and _aspect_error(noise, size) <= ASPECT_TOLERANCE
+            fits = (
+                all(side in NOISE_SIDE for side in noise) and _aspect_error(noise, size) <= ASPECT_TOLERANCE
+            )
             return (blocks, noise) if known and fits else None
     return None
 

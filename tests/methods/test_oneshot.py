@@ -91,7 +91,11 @@ def test_what_is_off_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     off = {"diversity_weight": 0, "augment_probability": 0, "feature_augment_probability": 0}
     values = method(**off).step(1)
     assert "diversity" not in values
-    for name, value in [("diversity_weight", 0.1), ("augment_probability", 0.1), ("feature_augment_probability", 0.1)]:
+    for name, value in [
+        ("diversity_weight", 0.1),
+        ("augment_probability", 0.1),
+        ("feature_augment_probability", 0.1),
+    ]:
         with pytest.raises(AssertionError, match="called"):
             method(**(off | {name: value})).step(1)
 

@@ -27,7 +27,9 @@ def test_the_content_branch_does_not_see_space() -> None:
     content = Discriminator(PLAN).content
     features = torch.randn(2, PLAN.branch_widths[0], 6, 7)
     shuffled = features.flatten(2)[:, :, torch.randperm(42)].view_as(features)
-    for logits, moved in zip(content(content.aggregate(features)), content(content.aggregate(shuffled)), strict=True):
+    for logits, moved in zip(
+        content(content.aggregate(features)), content(content.aggregate(shuffled)), strict=True
+    ):
         assert logits.shape == (2, 1, 1, 1)
         assert torch.allclose(logits, moved, atol=1e-6)
 
