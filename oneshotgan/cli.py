@@ -99,6 +99,7 @@ def sample(
     fps: float = 12.0,
     truncation: float = 1.0,
     step: int | None = None,
+    device: str = "cpu",
 ) -> None:
     """Draw new scenes from a run: seed-000000.png, seed-000001.png, … One seed is one image.
 
@@ -124,6 +125,8 @@ def sample(
         0 to 1: lower is safer and less varied.
     step
         A snapshot of the run instead of its newest model.
+    device
+        cpu, cuda or auto.
     """
     from oneshotgan import media
     from oneshotgan.sampling import OneShotGAN
@@ -136,7 +139,7 @@ def sample(
         raise UserError(f"--grid writes a PNG file: name it .png, not {grid.name}")
     if interpolate is not None and out is not None and out.suffix.lower() not in ANIMATIONS:
         raise UserError(f"cannot write {out}: an animation's name ends in {', '.join(ANIMATIONS)}")
-    gan = OneShotGAN.from_pretrained(run, step)
+    gan = OneShotGAN.from_pretrained(run, step).to(device)
     if interpolate is not None:
         target = out or run / "generated" / f"seeds-{interpolate[0]}-{interpolate[1]}.gif"
         images = gan.interpolate(*interpolate, frames, truncation)

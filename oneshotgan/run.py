@@ -144,18 +144,25 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run against a second training; the operating system frees it when the process ends."""
         lock = FileLock(self.path / ".lock")
-        try:
-            with storage_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another training is writing {self.path}: wait for it, or choose --out"
-            ) from None
+            except Timeout:  # an OSError, too
+                raise UserError(
+                    f"another training is writing {self.path}: wait for it, or choose --out"
+                ) from None
         try:
             yield
         finally:
             lock.release()
+
+    def sweep(self) -> None:
+        """Remove the temporary files of a training that was killed while it wrote; call it while locked."""
+        folders = ("input", "samples", "checkpoints", "snapshots", "model")
+        for pattern in (".config-*", ".stats-*", ".reals-*", *(f"{folder}/.*" for folder in folders)):
+            for left in self.path.glob(f"{pattern}.tmp.*"):
+                left.unlink(missing_ok=True)
 
     # --- what training writes ---
 

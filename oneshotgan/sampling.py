@@ -13,7 +13,7 @@ from torch import Tensor
 from oneshotgan import config
 from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
-from oneshotgan.machine import memory_errors
+from oneshotgan.machine import choose, memory_errors
 from oneshotgan.methods import SAMPLERS
 from oneshotgan.run import Run, read_weights
 
@@ -63,6 +63,17 @@ class OneShotGAN:
                 raise UserError(f"no snapshot of step {step} in {path}: there are {known}")
             weights = Run(path).snapshot_path(step)
         return cls(method, settings, size, weights)
+
+    def to(self, device: str) -> OneShotGAN:
+        """Draw on ``cpu`` (where a model is loaded), on ``cuda``, or on ``auto``, whichever is there.
+
+        Raises:
+            UserError: CUDA was asked for and is not there.
+        """
+        self._sampler.generator.to(
+            choose(config.with_overrides(config.Config(), {"device": device}).machine).device
+        )
+        return self
 
     def sample(self, seeds: Sequence[int], truncation: float = 1.0) -> np.ndarray:
         """Draw one image per seed, uint8 (N, H, W, 3).

@@ -72,6 +72,7 @@ def fit(
     """
     steps, machine = settings.training.steps, settings.machine
     step, seconds = _resume(method, run, reporter)
+    run.sweep()
     run.update(settings, step, machine_record)  # not before it is known that the run can go on
     watch = FiniteWatch(method)
     clock = Clock(seconds)

@@ -229,7 +229,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "one bit": flip,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("no checkpoint"),
-    "folder": lambda path: (path.unlink(), path.mkdir()),
     "a list": lambda path: torch.save([1, 2], path),
     "half of it": lambda path: torch.save({"step": 8, "seconds": 1.0, "method": {"G": {}}}, path),
     "another network": other_network,
@@ -421,7 +420,6 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     "another size": lambda path: path.write_bytes(png_bytes(scene(64, 80))),
     "damaged": lambda path: path.write_bytes(path.read_bytes()[:500]),
     "gone": lambda path: path.unlink(),
-    "one more": lambda path: shutil.copyfile(path, path.with_name("frame-000001.png")),
 }
 
 

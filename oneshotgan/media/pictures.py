@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import threading
 import warnings
@@ -23,6 +24,7 @@ _START = re.compile(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|GIF8|II\*\0|MM\0\*|....
 _HEIC_START = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
 
 _lock = threading.RLock()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its words about damaged files go to stderr
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def shown(path: Path | str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 frame", "2 frames", "2 entries"."""
+    """A number with its noun: 1 frame, 2 frames, 2 entries."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{number} {noun if number == 1 else plural}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Video:
         from av.video.reformatter import VideoReformatter
 
         av.logging.set_level(None)
-        with open(self._path, "rb") as file, self._open(file) as container:
+        with self._open() as container:
             stream = self._stream(container)
             aspect, rate = float(stream.sample_aspect_ratio or 1), float(stream.average_rate or 25)
             scaler, upright, time, number = VideoReformatter(), _Upright(), -1 / rate, 0
@@ -53,18 +52,22 @@ class Video:
                 number += 1
                 yield _shot(frame, time, aspect, upright, scaler)
             self.damaged |= number < 0.9 * stream.frames  # 0 where the header does not say
-            self.damaged |= time < 0.9 * (container.duration or 0) / 1e6 - 1
+            duration = float((container.duration or 0) / 1e6)  # of the longest stream, sound included
+            if stream.duration is not None and stream.time_base is not None:
+                duration = float(stream.duration * stream.time_base)
+            self.damaged |= time < 0.9 * duration - 1
 
-    def _open(self, file: io.BufferedReader) -> av.container.InputContainer:
+    def _open(self) -> av.container.InputContainer:
         import av
 
-        # By its open file, never by its name, which could be read as an address.
+        # The name with "file:" before it, so that none is read as an address or a list.
         options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
         try:
-            return av.open(file, "r", options=options, metadata_errors="replace")
+            return av.open(f"file:{self._path.absolute()}", "r", options=options, metadata_errors="replace")
         except (av.error.FFmpegError, ValueError, OSError) as error:
-            file.seek(0)
-            if _START.match(file.read(16)):
+            with open(self._path, "rb") as file:
+                known = _START.match(file.read(16))
+            if known:
                 raise UserError(
                     f"{shown(self._path)} is a damaged or cut-off video: use another copy"
                 ) from error

@@ -161,3 +161,14 @@ def test_a_short_training_learns() -> None:
     chance = 8 * np.log(2)  # loss_D of a discriminator that cannot tell
     assert min(float(value["loss_D"]) for value in values) < 0.7 * chance
     assert distance() < 0.5 * start
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_on_cuda_is_near_the_cpus(precision: str) -> None:
+    settings = config.with_overrides(config.preset("preview"), {"base_width": 4})
+    here = OneShot(settings, picture(), CPU, "fp32").step(1)
+    there = OneShot(settings, picture(), torch.device("cuda"), precision).step(1)
+    for name, value in here.items():
+        assert float(there[name]) == pytest.approx(float(value), rel=0.05, abs=0.02), name
