@@ -11,10 +11,11 @@ import io
 import json
 import operator
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from oneshotgan import __version__, config
 from oneshotgan.errors import UserError
@@ -30,14 +31,24 @@ app = App(
 )
 
 
+def _whole(hint: Any, tokens: Sequence[Token]) -> int:
+    """A whole number as it stands; left to itself, cyclopts rounds 1.5 to 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f'unable to convert "{tokens[0].value}" into int.') from None
+
+
 def _settings_class() -> type:
     """A dataclass of every setting as an optional flag, made from the settings themselves."""
     annotated: Any = Annotated  # as a plain value: these types are made, not written
     fields = []
     for name, (section, described) in config.FIELDS.items():
         text = f"[{section}] {described.metadata['help']}"
-        parameter = Parameter(help=text, show_default=False)
-        flag = operator.getitem(annotated, (config.TYPES[name] | None, parameter))
+        hint = config.TYPES[name]
+        converter = _whole if hint in (int, int | None) else None
+        parameter = Parameter(help=text, show_default=False, converter=converter)
+        flag = operator.getitem(annotated, (hint | None, parameter))
         fields.append((name, flag, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # else cyclopts takes it for a builtin type and looks no further
@@ -45,6 +56,7 @@ def _settings_class() -> type:
 
 
 Settings: Any = _settings_class()
+Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 @app.command
@@ -90,15 +102,15 @@ def sample(
     run: Path,
     /,
     *,
-    count: int = 16,
-    seed: int = 0,
+    count: Whole = 16,
+    seed: Whole = 0,
     out: Path | None = None,
     grid: Path | None = None,
     interpolate: tuple[int, int] | None = None,
-    frames: int = 48,
+    frames: Whole = 48,
     fps: float = 12.0,
     truncation: float = 1.0,
-    step: int | None = None,
+    step: Annotated[int | None, Parameter(converter=_whole)] = None,
     device: str = "cpu",
 ) -> None:
     """Draw new scenes from a run: seed-000000.png, seed-000001.png, … One seed is one image.

@@ -206,12 +206,15 @@ class Run:
         _write_weights(self.path / "model" / "model.safetensors", step, weights)
 
     def write_snapshot(self, step: int, spacing: int, weights: dict[str, Tensor]) -> None:
-        """Keep the sampling weights of `step`, then thin: at most 32 stay, at multiples of spacing · 2^k."""
+        """Keep the sampling weights of `step`, then thin: at most 32 stay, at multiples of spacing · 2^k.
+
+        That of `step` itself stays in any case.
+        """
         _write_weights(self.path / "snapshots" / f"step-{step:06d}.safetensors", step, weights)
         steps = self.snapshot_steps()
         while len(steps) > KEPT_SNAPSHOTS:
             spacing *= 2
-            for dropped in [s for s in steps if s % spacing]:
+            for dropped in [s for s in steps if s % spacing and s != step]:
                 self.snapshot_path(dropped).unlink(missing_ok=True)
             steps = self.snapshot_steps()
 

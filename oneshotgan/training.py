@@ -75,7 +75,7 @@ def fit(
     run.sweep()
     run.update(settings, step, machine_record)  # not before it is known that the run can go on
     watch = FiniteWatch(method)
-    clock = Clock(seconds)
+    clock = Clock(step, seconds)
     saved, saved_at = step, time.monotonic()
 
     def save(step: int) -> None:
@@ -159,7 +159,7 @@ def train(
         choices["preset"] = preset
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
-    with Reporter(quiet) as reporter:
+    with Reporter(quiet) as reporter, memory_errors():
         if Run.exists(path):
             _continue(Run.open(path), source, choices, given, reporter)
         else:
@@ -371,9 +371,10 @@ def _not_finite(what: str, step: int) -> UserError:
 class Clock:
     """Seconds of training over all starts of the run, and the current rate."""
 
-    def __init__(self, before: float) -> None:
-        self._begin = time.monotonic() - before
-        self._last: tuple[int, float] | None = None
+    def __init__(self, step: int, seconds: float) -> None:
+        now = time.monotonic()
+        self._begin = now - seconds
+        self._last = (step, now)
 
     def seconds(self) -> float:
         """Seconds trained so far."""
@@ -382,12 +383,9 @@ class Clock:
     def rate(self, step: int) -> float:
         """Steps per second since the last call."""
         now = time.monotonic()
-        if self._last is None:
-            self._last = (step, now)
-            return 0.0
         since, then = self._last
         self._last = (step, now)
-        return round((step - since) / (now - then), 3)
+        return round((step - since) / max(now - then, 1e-6), 3)
 
 
 @contextmanager

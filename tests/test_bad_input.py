@@ -139,7 +139,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "half a step": (("--steps", "1.5"), ("--steps", "1.5")),
     "steps without a number": (("--steps",), ("--steps",)),
     "too small": (("--max-size", "8"), ("max_size", "8", "32")),
-    "too large": (("--max-size", "100000"), ("max_size", "8192")),
+    "too large": (("--max-size", "100000"), ("max_size", "8,192")),
     "slip in a flag": (("--stpes", "4"), ("--stpes", "--steps")),
     "unknown flag": (("--colour", "red"), ("--colour",)),
     "second source": (("more.png",), ("more.png",)),
@@ -152,7 +152,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown method": (("--method", "stylegan"), ("method", "oneshot", "stylegan")),
     "unknown preset": (("--preset", "huge"), ("preset", "preview", "huge")),
     "seed below zero": (("--seed", "-1"), ("seed", "-1")),
-    "endless seed": (("--seed", str(2**32)), ("seed", str(2**32))),
+    "endless seed": (("--seed", str(2**32)), ("seed", str(2**32 - 1)[-3:])),
 }
 
 
@@ -458,6 +458,9 @@ SAMPLING: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "truncation above one": (("--truncation", 1.5), ("truncation", "1.5")),
     "truncation below zero": (("--truncation", -0.1), ("truncation",)),
     "truncation that is no number": (("--truncation", "nan"), ("truncation",)),
+    "half an image": (("--count", 1.5), ("--count", "1.5")),
+    "half a step": (("--step", 1.5), ("--step", "1.5")),
+    "unknown device": (("--device", "tpu"), ("tpu", "cuda")),
     "no images": (("--count", 0), ("--count", "0")),
     "fewer than none": (("--count", -3), ("--count", "-3")),
     "seed below zero": (("--seed", -1), ("seed",)),
