@@ -268,7 +268,7 @@ def test_a_folder_that_is_gone(
     assert list(tree(Path())) == ["scene.png"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.bin"
     write_bytes(path, b"old")
     for error in (ZeroDivisionError, KeyboardInterrupt):
@@ -276,6 +276,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
             raise error(temporary.write_bytes(b"half of the n"))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(UserError, match=r"file\.bin: the disk is full"):
+                write_bytes(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
