@@ -23,13 +23,13 @@ def train(source: Path | str, out: Path | str | None = None, **settings: Any) ->
     """Train on one photo, video or folder of frames, as ``oneshotgan train`` does, and give the model.
 
     Args:
-        source, out, settings: see `oneshotgan.training.train`.
+        source, out, settings: see `oneshotgan.launch.train`.
 
     Raises:
         UserError: a mistake or circumstance that the user can put right, in one line.
     """
+    from oneshotgan.launch import train
     from oneshotgan.sampling import OneShotGAN
-    from oneshotgan.training import train
 
     return OneShotGAN.from_pretrained(train(source, out, **settings))
 

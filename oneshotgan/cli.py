@@ -89,7 +89,7 @@ def train(
     quiet
         No progress on stderr.
     """
-    from oneshotgan.training import train
+    from oneshotgan.launch import train
 
     given = dataclasses.asdict(settings)
     overrides = {name: value for name, value in given.items() if value is not None}

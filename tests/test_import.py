@@ -42,6 +42,7 @@ ORDER = (
     "progress",
     "run",
     "training",
+    "launch",
     "sampling",
     "cli",
     "__main__",

@@ -14,7 +14,7 @@ import torch
 from conftest import OFTEN, TRAINED_STEPS, Command, Tree
 from torch import Tensor
 
-from oneshotgan import config, training
+from oneshotgan import config, launch, training
 from oneshotgan.errors import UserError
 from oneshotgan.files import replacing, write_bytes
 from oneshotgan.methods.oneshot import OneShot
@@ -168,7 +168,7 @@ def test_out_of_memory_names_what_to_lower(
 def test_out_of_memory_while_reading(
     photo: Path, train: Command, tree: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.media, "read_frames", raising(MemoryError()))
+    monkeypatch.setattr(launch.media, "read_frames", raising(MemoryError()))
     assert train(photo, "--steps", 4).error == "out of memory: lower --max-size or --batch-size"
     assert list(tree(Path())) == ["scene.png"]
 

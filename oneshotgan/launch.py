@@ -1,0 +1,203 @@
+"""`train`: from a source and settings to a run, begun or continued, and `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from oneshotgan import config, media
+from oneshotgan.config import Config
+from oneshotgan.errors import UserError
+from oneshotgan.machine import Machine, choose, memory_errors, running_on
+from oneshotgan.methods import METHODS
+from oneshotgan.models.plan import limit_size, make_plan
+from oneshotgan.progress import Reporter
+from oneshotgan.run import Run, Source
+from oneshotgan.training import fit
+
+
+def train(
+    source: Path | str,
+    out: Path | str | None = None,
+    *,
+    method: str | None = None,
+    preset: str | None = None,
+    config_file: Path | str | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Path:
+    """Train on one photo, video or folder of frames; what ``oneshotgan train`` does.
+
+    A run that exists at `out` is continued from its own ``input/``. Settings given here that make the
+    model must equal the run's; more ``steps`` extend it.
+
+    Args:
+        source: a photo, a video, or a folder of frames.
+        out: the run directory; ``runs/<source>-<method>`` if None.
+        preset: ``preview`` or ``paper``; if None, ``paper`` on a machine with CUDA, else ``preview``.
+        config_file: TOML settings, below `overrides` and above the preset.
+        quiet: print nothing on stderr.
+        overrides: any setting by its name, as in `oneshotgan.config`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: a mistake or circumstance that the user can put right, in one line.
+    """
+    choices, given = config.load_file(config_file) if config_file is not None else ({}, {})
+    given |= overrides
+    if method is not None:
+        choices["method"] = method
+    if preset is not None:
+        choices["preset"] = preset
+    config.parse(choices | given)  # a bad setting is told before a bad source
+    path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
+    with Reporter(quiet) as reporter, memory_errors():
+        if Run.exists(path):
+            _continue(Run.open(path), source, choices, given, reporter)
+        else:
+            _begin(path, source, choices, given, reporter)
+    return path
+
+
+# --- a new run, and one that goes on ---
+
+
+def _begin(
+    path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
+) -> None:
+    settings, reason = _resolve(choices, given)
+    machine = choose(settings.machine)
+    _check_free(path)
+    frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
+    described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
+    run = Run(path)
+    with run.locked():
+        _check_free(path)  # nobody can begin a run here any more
+        run.create(settings, described, frames.images)
+        reporter.line(f"preset {settings.preset} {reason}; {machine}")
+        for notice in frames.notices:
+            reporter.line(notice)
+        count, height, width = frames.images.shape[:3]
+        what = f"{count} frames" if count > 1 else "one image"
+        reporter.line(f"{described.name}: {what} at {width}x{height} pixels -> {path}")
+        _fit(run, settings, machine, frames.images, reporter)
+
+
+def _continue(
+    run: Run, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
+) -> None:
+    with run.locked():
+        old = run.settings
+        settings = _extended(old, choices, given)
+        _check_source(run, source, reporter)
+        newest = max(run.checkpoint_steps(), default=0)
+        if newest >= settings.training.steps:
+            reporter.line(f"{run.path} is finished: {newest} steps; more --steps would extend it")
+            return
+        machine = choose(settings.machine)
+        record = dataclasses.asdict(machine)
+        known = run.record["machines"]
+        moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
+        if moved:
+            changed = ", ".join(
+                f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
+            )
+            reporter.line(f"from here on the run is not bit-equal to an unmoved one: {changed}")
+        _fit(run, settings, machine, run.frames(), reporter)
+
+
+def _fit(run: Run, settings: Config, machine: Machine, frames: np.ndarray, reporter: Reporter) -> None:
+    with running_on(machine, settings.machine.deterministic) as device, memory_errors():
+        method = METHODS[settings.method](settings, frames, device, machine.precision)
+        fit(method, run, settings, reporter, dataclasses.asdict(machine))
+    reporter.line(f"finished {settings.training.steps} steps: {run.path}")
+
+
+def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Config, str]:
+    """The settings of a new run, and why this preset."""
+    name = choices.get("preset")
+    reason = "(as asked)"
+    if name is None:
+        cuda = torch.cuda.is_available()
+        name = "paper" if cuda else "preview"
+        reason = "(a CUDA device was found)" if cuda else "(no CUDA device; --preset paper is the full size)"
+    settings = dataclasses.replace(config.preset(name), method=choices.get("method", "oneshot"))  # type: ignore[arg-type]
+    return config.with_overrides(settings, given), reason
+
+
+def _extended(old: Config, choices: Mapping[str, str], given: Mapping[str, Any]) -> Config:
+    """The run's settings with the changes that a run allows.
+
+    Raises:
+        UserError: a setting that makes the model differs from the run's.
+    """
+    for key in ("method", "preset"):
+        if choices.get(key, getattr(old, key)) != getattr(old, key):
+            raise UserError(
+                f"this run has {key} {getattr(old, key)}: leave out --{key}, or choose another --out"
+            )
+    new = config.with_overrides(old, _without_lifted_limits(old, given))
+    for name in config.changed_fields(old, new):
+        section = config.FIELDS[name][0]
+        if section == "machine" or (name == "steps" and new.training.steps > old.training.steps):
+            continue
+        was, now = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
+        if name == "steps":
+            raise UserError(f"this run has {was} steps: {now} would be fewer; leave out --steps")
+        raise UserError(f"this run has {name} {was}, not {now}: leave it out, or choose another --out")
+    return new
+
+
+def _without_lifted_limits(old: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as given, the size limits both named so that giving one again does not lift the other."""
+    changes = dict(given)
+    if "max_size" in changes or "short_size" in changes:
+        changes.setdefault("max_size", old.data.max_size)
+        changes.setdefault("short_size", old.data.short_size)
+    return changes
+
+
+def _training_size(size: tuple[int, int], settings: Config) -> tuple[int, int]:
+    plan = make_plan(limit_size(size, settings.data.max_size, settings.data.short_size))
+    return plan.height, plan.width
+
+
+def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:
+    """Refuse another source than the run's; one that is gone is not needed any more."""
+    known = run.record["source"]
+    if not Path(source).exists():
+        if media.source_name(source) != known["name"]:
+            raise UserError(f"{source} does not exist, and {run.path} was trained on {known['name']}")
+        reporter.line(f"{source} is gone; going on from the images in {run.path / 'input'}")
+    elif media.source_checksum(source) != known["checksum"]:
+        raise UserError(f"{run.path} was trained on another {known['name']}: choose another --out")
+
+
+# What Run.create has written before config.json makes it a run.
+_BEGINNING = re.compile(
+    r"\.lock|input|samples|checkpoints|snapshots|model|reals\.png|input/frame-\d+\.png|model/config\.json"
+    r"|(input/|model/)?\.[^/]*\.tmp\.(png|json)"
+)
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a folder that holds something other than a run that was cut off while it began."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --out")
+    names = (entry.relative_to(path).as_posix() for entry in path.rglob("*"))
+    if not all(_BEGINNING.fullmatch(name) for name in names):
+        raise UserError(f"{path} is not empty and no run directory: choose another --out")
+
+
+def _default_out(source: Path | str, method: str) -> Path:
+    return Path("runs") / f"{media.source_name(source)}-{method}"
