@@ -24,6 +24,13 @@ TRAINED_STEPS = 8
 OFTEN = ("--log-every", "1", "--checkpoint-every", "2", "--snapshot-every", "2", "--sample-every", "4")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread per test process; and no CUDA device, unless the GPU tests are asked for."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left: its exit code, and what it said."""
