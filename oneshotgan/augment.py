@@ -60,13 +60,47 @@ def _signed_range(uniform: Tensor) -> Tensor:
 def apply_transforms(images: list[Tensor], transforms: Tensor) -> list[Tensor]:
     """Move every scale of each image by the image's own map, bilinearly, with mirrored borders.
 
+    Always in float32: autocast would compute the grid in bfloat16, off by a pixel at 320.
+
     Args:
         images: the scales of a batch, each (N, 3, h, w), float in [-1, 1].
         transforms: (N, 2, 3), see `draw_transforms`.
     """
-    return [_apply(scale.float(), transforms) for scale in images]
+    with torch.autocast(transforms.device.type, enabled=False):
+        return [_apply(scale.float(), transforms.float()) for scale in images]
 
 
 def _apply(images: Tensor, transforms: Tensor) -> Tensor:
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+    if images.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return sample_by_index(images, grid)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def sample_by_index(images: Tensor, grid: Tensor) -> Tensor:
+    """What `grid_sample` gives, by indexing: slower, but its gradient on CUDA is deterministic.
+
+    Args:
+        images: (N, C, h, w).
+        grid: (N, h, w, 2), x and y in [-1, 1] across the image, mirrored beyond.
+    """
+    height, width = images.shape[2:]
+    x = _mirrored(((grid[..., 0] + 1) * width - 1) / 2, width)
+    y = _mirrored(((grid[..., 1] + 1) * height - 1) / 2, height)
+    left, top = x.floor(), y.floor()
+    right_share, bottom_share = x - left, y - top
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    columns = [left.long(), (left.long() + 1).clamp_max(width - 1)]
+    rows = [top.long(), (top.long() + 1).clamp_max(height - 1)]
+    total = torch.zeros_like(images).permute(0, 2, 3, 1)
+    for row, row_share in zip(rows, (1 - bottom_share, bottom_share), strict=True):
+        for column, column_share in zip(columns, (1 - right_share, right_share), strict=True):
+            total = total + images[batch, :, row, column] * (row_share * column_share)[..., None]
+    return total.permute(0, 3, 1, 2)
+
+
+def _mirrored(position: Tensor, size: int) -> Tensor:
+    """Pixel positions mirrored at the image's borders, −½ and size − ½, then kept on the pixels."""
+    from_edge = (position + 0.5).abs() % (2 * size)
+    folded = torch.minimum(from_edge, 2 * size - from_edge)
+    return (folded - 0.5).clamp(0, size - 1)

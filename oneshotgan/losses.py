@@ -23,7 +23,7 @@ def diversity(features: list[Tensor], squash: bool = True) -> Tensor:
     Returns:
         A scalar; 0 for equal samples.
     """
-    return torch.stack([_mean_pairwise_l1(torch.tanh(x) if squash else x) for x in features]).mean()
+    return torch.stack([_mean_pairwise_l1(torch.tanh(x.float()) if squash else x) for x in features]).mean()
 
 
 def _mean_pairwise_l1(x: Tensor) -> Tensor:

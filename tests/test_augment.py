@@ -109,6 +109,28 @@ def test_a_flip_mirrors_left_and_right() -> None:
     assert torch.allclose(moved[1], images[1], atol=1e-5)
 
 
+def test_autocast_leaves_the_transforms_exact() -> None:
+    images = smooth_images(8)
+    expected = augment.apply_transforms(pyramid(images, 2), transforms(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = augment.apply_transforms(pyramid(images, 2), transforms(8))
+        (same,) = augment.apply_transforms([images], transforms(8, probability=0.0))
+    assert all(torch.equal(a, b) for a, b in zip(moved, expected, strict=True))
+    assert torch.allclose(same, images, atol=1e-5)
+
+
+def test_sampling_by_index_equals_grid_sample() -> None:
+    images = torch.randn(8, 3, 24, 30, dtype=torch.float64).requires_grad_()
+    grid = F.affine_grid(transforms(8).double() * 1.3, list(images.shape), align_corners=False)
+    expected = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    actual = augment.sample_by_index(images, grid)
+    assert torch.allclose(actual, expected, atol=1e-10)
+    weights = torch.randn_like(expected)
+    (a,) = torch.autograd.grad((actual * weights).sum(), images)
+    (b,) = torch.autograd.grad((expected * weights).sum(), images)
+    assert torch.allclose(a, b, atol=1e-10)
+
+
 def test_it_is_differentiable() -> None:
     images = smooth_images(2).requires_grad_()
     (moved,) = augment.apply_transforms([images], transforms(2))
