@@ -18,9 +18,10 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from oneshotgan import __version__, config
-from oneshotgan.errors import UserError
+from oneshotgan.errors import UserError, one_line
 
 ANIMATIONS = (".gif", ".webp", ".mp4")
+LARGEST_SHEET = 1024  # images in one contact sheet
 
 app = App(
     name="oneshotgan",
@@ -106,7 +107,7 @@ def sample(
     seed: Whole = 0,
     out: Path | None = None,
     grid: Path | None = None,
-    interpolate: tuple[int, int] | None = None,
+    interpolate: tuple[Whole, Whole] | None = None,
     frames: Whole = 48,
     fps: float = 12.0,
     truncation: float = 1.0,
@@ -145,8 +146,14 @@ def sample(
 
     if count < 1:
         raise UserError(f"--count must be 1 or more, not {count}")
-    if not 0 < fps <= 1000:
-        raise UserError(f"--fps must lie in 0 … 1000, not {fps:g}")
+    if not 0.1 <= fps <= 1000:
+        raise UserError(f"--fps must lie in 0.1 … 1000, not {fps:g}")
+    if grid is not None and (out is not None or interpolate is not None):
+        raise UserError(
+            "--grid is written instead of images or an animation: leave out --out and --interpolate"
+        )
+    if grid is not None and count > LARGEST_SHEET:
+        raise UserError(f"--grid holds at most {LARGEST_SHEET:,} images: lower --count")
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid writes a PNG file: name it .png, not {grid.name}")
     if interpolate is not None and out is not None and out.suffix.lower() not in ANIMATIONS:
@@ -215,8 +222,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    line = "".join(char if char.isprintable() else "�" for char in " ".join(message.split()))
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

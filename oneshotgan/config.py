@@ -183,7 +183,7 @@ def load_file(path: Path | str) -> tuple[dict[str, str], dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text file"
         raise UserError(f"cannot read the settings in {path}: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read the settings in {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"cannot read the settings in {path}: they must be a table")

@@ -20,19 +20,15 @@ def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
-    return _to_float(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def _to_float(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
 
 
 def pyramid(images: Tensor, scales: int) -> list[Tensor]:
@@ -52,13 +48,13 @@ class Batches:
     def __init__(
         self, frames: np.ndarray, batch_size: int, scales: int, seed: int, device: torch.device
     ) -> None:
-        self.frames = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().to(device)
+        self.frames = torch.from_numpy(frames).to(device)
         self.batch_size, self.scales, self.seed = batch_size, scales, seed
 
     def at(self, step: int) -> list[Tensor]:
         """The real images of `step`: a pyramid, the finest first, each (batch_size, 3, h, w) in [-1, 1]."""
         indices = self._indices(random_stream(self.seed, "batch", step))
-        return pyramid(_to_float(self.frames[indices.to(self.frames.device)]), self.scales)
+        return pyramid(to_float(self.frames[indices.to(self.frames.device)]), self.scales)
 
     def _indices(self, generator: torch.Generator) -> Tensor:
         count = len(self.frames)

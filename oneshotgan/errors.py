@@ -1,6 +1,12 @@
 """The one exception that means "the user can mend this": a single clear line, no traceback."""
 
 
+def one_line(text: object) -> str:
+    """`text` as one printable line, whatever characters a file's name in it has."""
+    joined = " ".join(str(text).split("\n"))
+    return "".join(char if char.isprintable() else "�" for char in joined)
+
+
 class UserError(Exception):
     """A mistake or circumstance the user can put right (bad file, bad setting, full disk).
 

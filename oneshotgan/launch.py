@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from oneshotgan.models.plan import limit_size, make_plan
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run, Source
 from oneshotgan.training import fit
+
+_LESS_MEMORY = "lower --max-size or --batch-size, and choose another --out if this run has begun"
 
 
 def train(
@@ -59,7 +62,7 @@ def train(
         choices["preset"] = preset
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
-    with Reporter(quiet) as reporter, memory_errors():
+    with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY):
         if Run.exists(path):
             _continue(Run.open(path), source, choices, given, reporter)
         else:
@@ -115,7 +118,7 @@ def _continue(
 
 
 def _fit(run: Run, settings: Config, machine: Machine, frames: np.ndarray, reporter: Reporter) -> None:
-    with running_on(machine, settings.machine.deterministic) as device, memory_errors():
+    with running_on(machine) as device:
         method = METHODS[settings.method](settings, frames, device, machine.precision)
         fit(method, run, settings, reporter, dataclasses.asdict(machine))
     reporter.line(f"finished {settings.training.steps} steps: {run.path}")
@@ -166,14 +169,15 @@ def _without_lifted_limits(old: Config, given: Mapping[str, Any]) -> dict[str, A
 
 
 def _training_size(size: tuple[int, int], settings: Config) -> tuple[int, int]:
-    plan = make_plan(limit_size(size, settings.data.max_size, settings.data.short_size))
+    limited = limit_size(size, settings.data.max_size, settings.data.short_size)
+    plan = make_plan(limited, aspect=size[1] / size[0])
     return plan.height, plan.width
 
 
 def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:
     """Refuse another source than the run's; one that is gone is not needed any more."""
     known = run.record["source"]
-    if not Path(source).exists():
+    if not os.path.exists(source):
         if media.source_name(source) != known["name"]:
             raise UserError(f"{source} does not exist, and {run.path} was trained on {known['name']}")
         reporter.line(f"{source} is gone; going on from the images in {run.path / 'input'}")
@@ -190,9 +194,9 @@ _BEGINNING = re.compile(
 
 def _check_free(path: Path) -> None:
     """Refuse a folder that holds something other than a run that was cut off while it began."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path} is a file: choose another --out")
     names = (entry.relative_to(path).as_posix() for entry in path.rglob("*"))
     if not all(_BEGINNING.fullmatch(name) for name in names):

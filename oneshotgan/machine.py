@@ -13,6 +13,8 @@ import torch
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -23,6 +25,7 @@ class Machine:
     threads: int
     torch: str
     processor: str
+    deterministic: bool
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
@@ -49,6 +52,7 @@ def choose(settings: MachineConfig) -> Machine:
         threads=settings.threads or available_cores(),
         torch=torch.__version__,
         processor=torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        deterministic=device == "cpu" or settings.deterministic,
     )
 
 
@@ -60,11 +64,11 @@ def available_cores() -> int:
 
 
 @contextmanager
-def running_on(machine: Machine, deterministic: bool = False) -> Iterator[torch.device]:
+def running_on(machine: Machine) -> Iterator[torch.device]:
     """Set PyTorch up for `machine` within the context, and put its settings back after it."""
     threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(machine.threads)
-    if machine.device == "cuda" and deterministic:
+    if machine.device == "cuda" and machine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
@@ -75,14 +79,15 @@ def running_on(machine: Machine, deterministic: bool = False) -> Iterator[torch.
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn running out of memory into a UserError that names the settings to lower."""
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turn running out of memory into a UserError that gives `advice`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-            raise UserError("out of memory: lower --max-size or --batch-size") from error
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if known or any(sign in text for sign in _OUT_OF_MEMORY):
+            raise UserError(f"out of memory: {advice}") from error
         raise
 
 

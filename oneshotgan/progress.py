@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from oneshotgan.errors import one_line
 
 
 class Reporter:
@@ -27,8 +31,8 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Print one line, as it stands: what a file's name holds is no markup, emoji or control character."""
-        printable = "".join(char if char.isprintable() else "�" for char in text)
-        self.console.print(printable, markup=False, emoji=False)
+        with self._heard():
+            self.console.print(one_line(text), markup=False, emoji=False)
 
     def progress(self, step: int, steps: int, rate: float, losses: dict[str, float]) -> None:
         """Report `step` of `steps`, at `rate` steps per second."""
@@ -37,6 +41,10 @@ class Reporter:
             remaining = (steps - step) / rate if rate > 0 else 0.0
             self.line(f"step {step}/{steps}  {rate:.2f} steps/s  {_clock(remaining)} left  {shown}")
             return
+        with self._heard():
+            self._show(step, steps, rate, shown)
+
+    def _show(self, step: int, steps: int, rate: float, shown: str) -> None:
         if self._bar is None:
             self._bar = Progress(
                 BarColumn(bar_width=24),
@@ -50,10 +58,19 @@ class Reporter:
             self._bar.add_task("train", total=steps, completed=step, rate=rate, shown=shown)
         self._bar.update(self._bar.task_ids[0], completed=step, rate=rate, shown=shown)
 
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Go quiet when stderr is closed or its disk is full: no training ends for want of a listener."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich answers a broken pipe with SystemExit
+            self.console.quiet = True
+
     def finish(self) -> None:
         """End the live bar, if there is one."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._heard():
+                self._bar.stop()
             self._bar = None
 
 

@@ -85,14 +85,14 @@ class Run:
         """
         run = cls(Path(path))
         if not run.exists(run.path):
-            raise UserError(f"{_shown(path)} is no run directory: it holds no config.json of a training")
+            raise UserError(f"{path} is no run directory: it holds no config.json of a training")
         run.settings, run.record  # noqa: B018  # read once, so that a damaged file is found here
         return run
 
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether a run was begun at `path`."""
-        return (Path(path) / "config.json").is_file() and (Path(path) / "input").is_dir()
+        return os.path.isfile(Path(path) / "config.json") and os.path.isdir(Path(path) / "input")
 
     @property
     def settings(self) -> Config:
@@ -190,9 +190,11 @@ class Run:
         lines = []
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
         return lines
 
     def trim_stats(self, step: int) -> None:
@@ -234,6 +236,8 @@ class Run:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # torch's own writer reports a full disk like this
+                if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                    raise
                 raise OSError(28, "disk full") from error
         for old in self.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
             self._checkpoint_path(old).unlink(missing_ok=True)
@@ -274,7 +278,7 @@ class Run:
             frames, source = record["frames"], record["source"]
             texts = (frames["checksum"], source["checksum"], source["name"])
             numbers = (frames["count"], *frames["size"])
-            whole = len(numbers) == 3 and isinstance(record["machines"], list)
+            whole = len(numbers) == 3 and all(isinstance(m, dict) for m in record["machines"])
             if not (
                 whole and all(isinstance(v, str) for v in texts) and all(isinstance(v, int) for v in numbers)
             ):
@@ -312,7 +316,3 @@ def _steps(folder: Path, suffix: str) -> list[int]:
 
 def _digest(frames: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
-
-
-def _shown(path: Path | str) -> str:
-    return "".join(char if char.isprintable() else "�" for char in str(path))

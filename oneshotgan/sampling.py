@@ -88,7 +88,8 @@ class OneShotGAN:
     def iterate(self, seeds: Sequence[int], truncation: float = 1.0) -> Iterator[np.ndarray]:
         """The images of `sample`, in batches, so that any number fits into memory."""
         _check_truncation(truncation)
-        if any(seed < 0 for seed in seeds):
+        ends = (seeds[0], seeds[-1]) if isinstance(seeds, range) and seeds else seeds
+        if min(ends, default=0) < 0:
             raise UserError("seeds are whole numbers from 0")
         starts = range(0, len(seeds), BATCH)
         return (self._draw(truncation * self._sampler.latents(seeds[k : k + BATCH])) for k in starts)
@@ -108,7 +109,7 @@ class OneShotGAN:
         return np.concatenate([self._draw(z) for z in torch.split(path, BATCH)])
 
     def _draw(self, z: Tensor) -> np.ndarray:
-        with memory_errors():
+        with memory_errors("close other programs, or sample on another machine"):
             return to_uint8(self._sampler.images(z))
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from oneshotgan.config import Config
 from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
-from oneshotgan.machine import memory_errors
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run
 
@@ -78,18 +77,24 @@ def fit(
         run.write_checkpoint(step, {"step": step, "seconds": clock.seconds(), "method": method.state()})
         saved, saved_at = step, time.monotonic()
 
+    def read(losses: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(losses[name]) for name in method.loss_names if name in losses}
+
+    first = step + 1
     if step == 0:
         run.write_samples(0, to_uint8(method.generate(SHEET_SEEDS)))
         save(0)
 
-    with stop_signals() as stop, memory_errors():
+    with stop_signals() as stop:
         while step < steps and not stop:
             step += 1
             losses = method.step(step)
             watch.note(step, losses)
 
+            if step == first:  # a sign of life; the first line of stats can take minutes
+                reporter.progress(step, steps, clock.rate(step), read(losses))
             if step % machine.log_every == 0 or step == steps:
-                values = {name: float(losses[name]) for name in method.loss_names if name in losses}
+                values = read(losses)
                 watch.check_losses()
                 rate = clock.rate(step)
                 stats = {"seconds": clock.seconds(), "images_per_second": rate * settings.training.batch_size}
@@ -126,7 +131,7 @@ def _resume(method: Method, run: Run, reporter: Reporter) -> tuple[int, float]:
             state = run.read_checkpoint(step, torch.device("cpu"))
             method.load_state(state["method"])
             seconds = float(state["seconds"])
-        except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # what a damaged state breaks can be anything
             reason = str(error) if isinstance(error, UserError) else f"checkpoint of step {step} does not fit"
             reporter.line(f"{reason}; trying the one before")
             continue

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from oneshotgan.data import Batches, pyramid, random_stream, to_tensor, to_uint8
+from oneshotgan.data import Batches, pyramid, random_stream, to_float, to_uint8
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ def frames(count: int) -> np.ndarray:
 
 def test_there_and_back() -> None:
     images = frames(3)
-    tensor = to_tensor(images)
+    tensor = to_float(torch.from_numpy(images))
     assert tensor.shape == (3, 3, 32, 48)
     assert tensor.dtype == torch.float32
     assert -1 <= float(tensor.min()) < float(tensor.max()) <= 1

@@ -86,8 +86,8 @@ def test_it_is_the_first_step_and_term_that_is_named(
     photo: Path, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_step(monkeypatch, 6, lambda method, losses: losses["loss_G"].fill_(float("nan")))
-    at_step(monkeypatch, 3, lambda method, losses: losses["D_fake"].fill_(float("inf")))
-    assert "D_fake was not finite at step 3" in train(photo, "--steps", 8, *SELDOM).late_error
+    at_step(monkeypatch, 3, lambda method, losses: losses["loss_D"].fill_(float("inf")))
+    assert "loss_D was not finite at step 3" in train(photo, "--steps", 8, *SELDOM).late_error
 
 
 @pytest.mark.parametrize("network", ["G", "D"])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from oneshotgan.errors import UserError
+from oneshotgan.errors import UserError, one_line
 
 Array = npt.NDArray[np.uint8]
 Size = tuple[int, int]  # (height, width)
@@ -173,7 +173,7 @@ def scaled(image: Image.Image, size: Size, cover: Size | None = None) -> Array:
 
 def shown(path: Path | str) -> str:
     """A path as one printable line, whatever characters its name has."""
-    return "".join(char if char.isprintable() else "�" for char in str(path))
+    return one_line(path)
 
 
 def count(number: int, noun: str) -> str:

@@ -19,6 +19,8 @@ from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.plan import make_plan
 
+PIXELS_AT_ONCE = 2**20  # drawn in one pass, so that a contact sheet of large images fits into memory
+
 
 class OneShot:
     """The method behind `oneshotgan.training.fit`: two networks, their optimisers, and one step.
@@ -30,7 +32,7 @@ class OneShot:
         precision: "fp32", or "bf16" for autocast of the networks' convolutions.
     """
 
-    loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity", "D_real", "D_fake")
+    loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity")
 
     def __init__(self, config: Config, frames: np.ndarray, device: torch.device, precision: str) -> None:
         self.settings: OneShotConfig = config.model
@@ -81,9 +83,7 @@ class OneShot:
             both = [torch.cat(pair) for pair in zip(self.batches.at(step), fake.images, strict=True)]
             logits = self.D(self._augmented(both, "augment_D", step), self._feature_transform(step))
         logits_real, logits_fake = logits.split(self.batch_size)
-        D_real = losses.adversarial(losses.part_losses(logits_real, real=True))
-        D_fake = losses.adversarial(losses.part_losses(logits_fake, real=False))
-        loss_D = D_real + D_fake
+        loss_D = losses.discriminator_loss(logits_real, logits_fake)
         self.optimiser_D.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_D)
         self.optimiser_D.step()
@@ -91,7 +91,7 @@ class OneShot:
         # Moving average of the generator
         self.ema.update(self.G, step)
 
-        terms = {"loss_G": loss_G, "loss_D": loss_D, "D_real": D_real, "D_fake": D_fake}
+        terms = {"loss_G": loss_G, "loss_D": loss_D}
         if diversity is not None:
             terms["diversity"] = diversity
         return {name: term.detach() for name, term in terms.items()}
@@ -202,8 +202,13 @@ class OneShotSampler:
     def images(self, z: Tensor) -> Tensor:
         """z (N, noise_dim) -> images (N, 3, H, W), float32 in [-1, 1]."""
         device = next(self.generator.parameters()).device
+        plan = self.generator.plan
+        at_once = max(1, PIXELS_AT_ONCE // (plan.height * plan.width))
         with torch.inference_mode():
-            output: GeneratorOutput = self.generator(z.to(device))
+            return torch.cat([self._draw(part.to(device)) for part in torch.split(z, at_once)])
+
+    def _draw(self, z: Tensor) -> Tensor:
+        output: GeneratorOutput = self.generator(z)
         return output.images[0].float()
 
 

@@ -17,7 +17,7 @@ class FeatureAugmentDraw:
     """The random numbers of one batch of n samples, uniform in [0, 1), all on the device.
 
     Attributes:
-        apply: (3,) whether to swap channels, to zero channels (see `zero_apply`), to swap a rectangle.
+        apply: (2,) whether to swap channels, and whether to swap a rectangle.
         order: (n,) the samples' places in the random cycle along which they swap.
         swap_fraction, swap_rank: (1,) and (C,) the share of channels swapped, and which.
         zero_apply, zero_fraction, zero_rank: (n, 1), (n, 1) and (n, C) the same for zeroed channels.

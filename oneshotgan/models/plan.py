@@ -55,18 +55,24 @@ class Plan:
         return len(self.branch_widths) - 1
 
 
-def make_plan(size: Size, base_width: int = 32) -> Plan:
+def make_plan(size: Size, base_width: int = 32, aspect: float | None = None) -> Plan:
     """Plan the networks for an image of about `size` (height, width).
 
     The trained size, ``(plan.height, plan.width)``, keeps the aspect within 10 %, and planning for it
     again gives the same size. The released program's rule is taken where it works, else the short-side
     rule; a rule that keeps `size` as it is comes before one that changes it.
 
+    Args:
+        aspect: width / height to keep, where `size` is a rounded one; that of `size` if None.
+
     Raises:
         UserError: a side below 32 px, an aspect beyond 16:1, or a short side above 1,792 px.
     """
     _check_size(size)
-    rules = [rule for rule in (_released_rule(size), _short_side_rule(size)) if rule is not None]
+    aspect = aspect or size[1] / size[0]
+    rules = [
+        rule for rule in (_released_rule(size, aspect), _short_side_rule(size, aspect)) if rule is not None
+    ]
     exact = [
         rule
         for rule in rules
@@ -96,7 +102,11 @@ def limit_size(size: Size, max_size: int | None, short_size: int | None) -> Size
     short, long = min(size), max(size)
     scale = min(1.0, (max_size or long) / long, (short_size or short) / short)
     scale = max(scale, min(1.0, MIN_SIDE / short))
-    return round(height * scale), round(width * scale)
+    height, width = round(height * scale), round(width * scale)
+    if long <= MAX_ASPECT * short:  # rounding must not make a strip of it that cannot be trained
+        most = int(MAX_ASPECT) * min(height, width)
+        height, width = min(height, most), min(width, most)
+    return height, width
 
 
 def _check_size(size: Size) -> None:
@@ -115,7 +125,7 @@ def _check_size(size: Size) -> None:
         )
 
 
-def _released_rule(size: Size) -> tuple[int, Size] | None:
+def _released_rule(size: Size, aspect: float) -> tuple[int, Size] | None:
     """The released program's choice, where it keeps both noise sides in 3…7 and the aspect.
 
     L is the smallest count by which each side, at that or a smaller count, has fitted into 3…7 once.
@@ -126,27 +136,26 @@ def _released_rule(size: Size) -> tuple[int, Size] | None:
         waiting = {side for side in waiting if round(side / 2 ** (blocks - 1)) not in NOISE_SIDE}
         if not waiting:
             known = blocks in DISCRIMINATOR_BLOCKS
-            fits = (
-                all(side in NOISE_SIDE for side in noise) and _aspect_error(noise, size) <= ASPECT_TOLERANCE
-            )
+            fits = all(side in NOISE_SIDE for side in noise) and _keeps(aspect, noise)
             return (blocks, noise) if known and fits else None
     return None
 
 
-def _short_side_rule(size: Size) -> tuple[int, Size]:
+def _short_side_rule(size: Size, aspect: float) -> tuple[int, Size]:
     """The short noise side in 3…7 by the smallest L that does it, the long side free, the aspect kept.
 
     The noise's short side is the exact one rounded down or up, whichever is nearer to the wanted size;
     where neither keeps the aspect (64×71: 4×4), one step further is allowed (7×8).
     """
-    aspect = max(size) / min(size)
     for reach in (0, 1):
         for blocks in sorted(DISCRIMINATOR_BLOCKS):
             exact = min(size) / 2 ** (blocks - 1)
             shorts = range(math.floor(exact) - reach, math.ceil(exact) + reach + 1)
-            pairs = [(short, round(short * aspect)) for short in shorts if short in NOISE_SIDE]
-            noises = [pair if size[0] <= size[1] else pair[::-1] for pair in pairs]
-            kept = [noise for noise in noises if _aspect_error(noise, size) <= ASPECT_TOLERANCE]
+            pairs = [
+                (short, round(short * max(aspect, 1 / aspect))) for short in shorts if short in NOISE_SIDE
+            ]
+            noises = [pair if aspect >= 1 else pair[::-1] for pair in pairs]
+            kept = [noise for noise in noises if _keeps(aspect, noise)]
             if kept:
                 return blocks, min(kept, key=lambda noise: abs(min(noise) - exact))
     raise AssertionError(f"no plan for {size}")  # the sizes let through by _check_size all have one
@@ -156,9 +165,9 @@ def _noise(size: Size, blocks: int) -> Size:
     return round(size[0] / 2 ** (blocks - 1)), round(size[1] / 2 ** (blocks - 1))
 
 
-def _aspect_error(noise: Size, size: Size) -> float:
-    """How far the aspect of `noise` is from that of `size`: 0.1 means 10 % wider or narrower."""
+def _keeps(aspect: float, noise: Size) -> bool:
+    """Whether `noise` is within the tolerance of `aspect` (width / height)."""
     if min(noise) == 0:
-        return math.inf
-    ratio = (noise[1] / noise[0]) / (size[1] / size[0])
-    return max(ratio, 1 / ratio) - 1
+        return False
+    ratio = (noise[1] / noise[0]) / aspect
+    return max(ratio, 1 / ratio) - 1 <= ASPECT_TOLERANCE

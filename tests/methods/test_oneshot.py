@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oneshotgan import augment, config, losses
-from oneshotgan.data import to_tensor
+from oneshotgan.data import to_float
 from oneshotgan.methods.oneshot import OneShot, OneShotSampler
 from oneshotgan.models import feature_augment
 
@@ -64,13 +64,14 @@ def test_building_a_method_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_state_there_and_back() -> None:
-    straight, stopped = method(), method()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_state_there_and_back(precision: str) -> None:
+    straight, stopped = method(precision=precision), method(precision=precision)
     for step in range(1, 5):
         straight.step(step)
     for step in (1, 2):
         stopped.step(step)
-    resumed = method()
+    resumed = method(precision=precision)
     resumed.load_state(stopped.state())
     for step in (3, 4):
         resumed.step(step)
@@ -148,7 +149,7 @@ def test_a_short_training_learns() -> None:
     frames = picture()
     rates = {"learning_rate_g": 1e-3, "learning_rate_d": 1e-3, "ema_decay": 0.9}
     one = method(frames, base_width=8, diversity_weight=0.01, augment_probability=0.2, **rates)
-    real = to_tensor(frames)
+    real = to_float(torch.from_numpy(frames))
 
     def distance() -> float:
         """How far mean and deviation of the generated pixels are from the photo's, over the channels."""

@@ -46,7 +46,8 @@ def test_the_gradient_runs_through_the_singular_value() -> None:
     (expected,) = torch.autograd.grad(output(conv.weight).pow(2).sum(), conv.weight)
     (actual,) = torch.autograd.grad(conv(x).pow(2).sum(), conv.weight)
     assert torch.allclose(actual, expected, atol=1e-12)
-    assert torch.autograd.gradcheck(output, conv.weight)
+    # W / σ does not change when W grows, so the gradient along W is zero.
+    assert abs(float((actual * conv.weight).sum())) < 1e-10
 
 
 def test_folded_weights_give_the_same_network() -> None:
@@ -83,10 +84,8 @@ def test_pooling_stops_at_one_pixel() -> None:
 
 
 def test_equal_widths_have_an_identity_shortcut() -> None:
-    block = layers.DiscriminatorBlock(4, 4, kernel=1, pool=False)
-    with torch.no_grad():
-        block.conv2.bias.zero_()
+    block = layers.DiscriminatorBlock(4, 4, kernel=1, pool=False).double()
     assert block.shortcut is None
-    torch.nn.init.zeros_(block.conv1.bias)
-    zero = torch.zeros(1, 4, 1, 1)
-    assert torch.equal(block(zero), zero)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    main = block.conv2(F.leaky_relu(block.conv1(F.leaky_relu(x, 0.2)), 0.2))
+    assert torch.allclose(block(x) - main, x, atol=1e-12)

@@ -52,6 +52,15 @@ def test_every_size_keeps_its_shape(short: int, aspect: float, upright: bool) ->
     assert 0.7 < min(plan.height, plan.width) / short < 1.35
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.integers(32, 1792), st.floats(1, 16), st.integers(32, 1200))
+def test_a_limited_size_keeps_the_shape_of_its_source(short: int, aspect: float, limit: int) -> None:
+    size = (short, int(short * aspect))
+    plan = make_plan(limit_size(size, limit, None), aspect=size[1] / size[0])
+    ratio = (plan.width / plan.height) / (size[1] / size[0])
+    assert 1 / 1.1 - 1e-9 <= ratio <= 1.1 + 1e-9
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(32, 1792), st.integers(32, 1792))
 def test_a_turned_image_gets_the_turned_plan(height: int, width: int) -> None:
@@ -72,6 +81,7 @@ def test_limits_scale_down_only_and_spare_the_short_side() -> None:
     assert limit_size((480, 854), None, 64) == (64, 114)
     assert limit_size((40, 50), 330, 64) == (40, 50)
     assert limit_size((100, 1600), 330, None) == (32, 512)  # a strip: the short side stays trainable
+    assert limit_size((100, 1600), 1000, None) == (62, 992)  # 62×1000 would be beyond 16:1
     assert limit_size((20, 20), 330, None) == (20, 20)
 
 
