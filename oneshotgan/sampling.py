@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _check_truncation(truncation: float) -> None:
 
 
 def _read_model_config(path: Path, file: Path) -> tuple[str, config.OneShotConfig, tuple[int, int]]:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(
             f"{path} is no run directory and no model folder: it holds no config.json of a training"
         )

@@ -266,6 +266,11 @@ def test_out_is_a_folder_of_something_else(
     assert tree(Path()) == before
 
 
+def test_a_name_that_is_too_long_for_the_disk(photo: Path, train: Command, command: Command) -> None:
+    assert "cannot write" in train(photo, "--out", "o" * 300, "--steps", 1).error
+    assert "no run directory" in command("sample", "o" * 300).error
+
+
 def test_out_is_where_nobody_may_write(photo: Path, train: Command, tree: Callable[[Path], Tree]) -> None:
     locked = Path("locked")
     locked.mkdir(mode=0o500)

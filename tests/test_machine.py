@@ -1,0 +1,48 @@
+"""Device, precision, threads; and memory errors in one line."""
+
+import pytest
+import torch
+
+from oneshotgan.config import MachineConfig
+from oneshotgan.errors import UserError
+from oneshotgan.machine import choose, memory_errors, running_on
+
+
+def test_auto_is_resolved_and_recorded() -> None:
+    machine = choose(MachineConfig(threads=3))
+    assert (machine.device, machine.threads) == ("cpu", 3)
+    assert machine.precision in ("fp32", "bf16")
+    assert machine.torch == torch.__version__
+    assert machine.deterministic
+    assert str(choose(MachineConfig(threads=1, precision="fp32"))) == "cpu, fp32, 1 thread"
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        choose(MachineConfig(device="cuda"))
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with running_on(choose(MachineConfig(threads=before + 1))) as device:
+        assert torch.get_num_threads() == before + 1
+        assert device == torch.device("cpu")
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_errors_become_one_line(error: Exception) -> None:
+    with pytest.raises(UserError, match="out of memory: lower it"), memory_errors("lower it"):
+        raise error
+
+
+def test_other_errors_stay_themselves() -> None:
+    with pytest.raises(RuntimeError, match="shape"), memory_errors("lower it"):
+        raise RuntimeError("shape mismatch")
