@@ -73,7 +73,7 @@ def source_checksum(source: Path | str) -> str:
 def source_name(source: Path | str) -> str:
     """The short name of a source: "balloons" for balloons.png, the folder's own name for a folder."""
     path = Path(os.path.abspath(source))
-    return shown(path.name if path.is_dir() else path.stem) or "source"
+    return shown(path.name if os.path.isdir(path) else path.stem) or "source"
 
 
 def _read_file(path: Path, resize: Resize, max_frames: int) -> Frames:
