@@ -91,8 +91,6 @@ def fit(
             losses = method.step(step)
             watch.note(step, losses)
 
-            if step == first:  # a sign of life; the first line of stats can take minutes
-                reporter.progress(step, steps, clock.rate(step), read(losses))
             if step % machine.log_every == 0 or step == steps:
                 values = read(losses)
                 watch.check_losses()
@@ -100,6 +98,8 @@ def fit(
                 stats = {"seconds": clock.seconds(), "images_per_second": rate * settings.training.batch_size}
                 run.append_stats({"step": step} | values | stats)
                 reporter.progress(step, steps, rate, values)
+            elif step == first:  # a sign of life: the first line of stats can take minutes
+                reporter.progress(step, steps, clock.rate(step), read(losses))
             if step % machine.sample_every == 0 or step == steps:
                 watch.check(step)
                 run.write_samples(step, to_uint8(method.generate(SHEET_SEEDS)))
