@@ -59,7 +59,10 @@ def train(
     if method is not None:
         choices["method"] = method
     if preset is not None:
-        choices["preset"] = preset
+        if choices.setdefault("preset", preset) != preset:
+            raise UserError(
+                f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}"
+            )
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
     with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY):
@@ -182,7 +185,7 @@ def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:
             raise UserError(f"{source} does not exist, and {run.path} was trained on {known['name']}")
         reporter.line(f"{source} is gone; going on from the images in {run.path / 'input'}")
     elif media.source_checksum(source) != known["checksum"]:
-        raise UserError(f"{run.path} was trained on another {known['name']}: choose another --out")
+        raise UserError(f"{run.path} was trained on another source, {known['name']}: choose another --out")
 
 
 # What Run.create has written before config.json makes it a run.

@@ -61,7 +61,7 @@ class OneShotGAN:
             kept = Run(path).snapshot_steps()
             if step not in kept:
                 known = ", ".join(map(str, kept)) or "none yet"
-                raise UserError(f"no snapshot of step {step} in {path}: there are {known}")
+                raise UserError(f"no snapshot of step {step} in {path}: those kept are {known}")
             weights = Run(path).snapshot_path(step)
         return cls(method, settings, size, weights)
 

@@ -165,3 +165,10 @@ def test_a_provided_clip(workdir: Path, command: Command, test_data: Path) -> No
     with Image.open("grid.png") as grid, Image.open("run/reals.png") as reals:
         assert grid.size[0] > 0
         assert reals.size[0] > 0
+
+
+def test_a_settings_file_and_a_flag_must_agree_on_the_preset(photo: Path, command: Command) -> None:
+    Path("mine.toml").write_text(command("settings", "preview").out)
+    refused = command("train", photo, "--config", "mine.toml", "--preset", "paper")
+    assert "--preset" in refused.error
+    assert not Path("runs").exists()
