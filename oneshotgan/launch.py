@@ -58,11 +58,8 @@ def train(
     given |= overrides
     if method is not None:
         choices["method"] = method
-    if preset is not None:
-        if choices.setdefault("preset", preset) != preset:
-            raise UserError(
-                f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}"
-            )
+    if preset is not None and choices.setdefault("preset", preset) != preset:
+        raise UserError(f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}")
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
     with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY):
