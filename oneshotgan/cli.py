@@ -13,7 +13,7 @@ import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
@@ -54,6 +54,11 @@ def _settings_class() -> type:
     made = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # else cyclopts takes it for a builtin type and looks no further
     return made
+
+
+def _step(hint: Any, tokens: Sequence[Token]) -> int | str:
+    """A step, or the word best."""
+    return "best" if tokens[0].value == "best" else _whole(hint, tokens)
 
 
 Settings: Any = _settings_class()
@@ -111,7 +116,7 @@ def sample(
     frames: Whole = 48,
     fps: float = 12.0,
     truncation: float = 1.0,
-    step: Annotated[int | None, Parameter(converter=_whole)] = None,
+    step: Annotated[int | str | None, Parameter(converter=_step)] = None,
     device: str = "cpu",
 ) -> None:
     """Draw new scenes from a run: seed-000000.png, seed-000001.png, … One seed is one image.
@@ -137,7 +142,7 @@ def sample(
     truncation
         0 to 1: lower is safer and less varied.
     step
-        A snapshot of the run instead of its newest model.
+        A snapshot of the run instead of its newest model; best is the one that evaluate --all found.
     device
         cpu, cuda or auto.
     """
@@ -158,7 +163,7 @@ def sample(
         raise UserError(f"--grid writes a PNG file: name it .png, not {grid.name}")
     if interpolate is not None and out is not None and out.suffix.lower() not in ANIMATIONS:
         raise UserError(f"cannot write {out}: an animation's name ends in {', '.join(ANIMATIONS)}")
-    gan = OneShotGAN.from_pretrained(run, step).to(device)
+    gan = OneShotGAN.from_pretrained(run, _chosen(run, step)).to(device)
     if interpolate is not None:
         target = out or run / "generated" / f"seeds-{interpolate[0]}-{interpolate[1]}.gif"
         images = gan.interpolate(*interpolate, frames, truncation)
@@ -181,6 +186,70 @@ def sample(
 
 
 @app.command
+def evaluate(
+    run: Path | None = None,
+    /,
+    *,
+    fake: Path | None = None,
+    real: Path | None = None,
+    count: Whole = 100,
+    every_step: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    step: Annotated[int | str | None, Parameter(converter=_step)] = None,
+    protocol: Literal["paper", "released"] = "paper",
+    inception: Literal["torchvision", "fid"] = "torchvision",
+    device: str = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure quality, diversity and distance to training: of a run, or of any images.
+
+    Parameters
+    ----------
+    run
+        A run directory; its metrics.json is written.
+    fake
+        Instead of a run: a folder of images to measure.
+    real
+        With --fake: the photo, video or folder of frames that they were learned from.
+    count
+        Samples: of a run the seeds 0 to COUNT - 1; of a folder COUNT of its images at most.
+    every_step
+        Compare all snapshots of the run, mark those that no other beats, and find the best.
+    step
+        A snapshot of the run instead of its newest model, or best.
+    protocol
+        released adds the figures as the paper's released program computes them.
+    inception
+        Weights of the network behind SIFID: torchvision, as in the paper, or fid.
+    device
+        cpu, cuda or auto.
+    as_json
+        Print JSON instead of a table.
+    """
+    from oneshotgan.metrics import evaluate as figures
+
+    if (run is None) == (fake is None and real is None):
+        raise UserError("give a run directory, or --fake DIR and --real SOURCE")
+    if run is None and (fake is None or real is None):
+        raise UserError("--fake DIR and --real SOURCE belong together")
+    if run is None and (every_step or step is not None):
+        raise UserError("--all and --step are for runs: leave them out, or name a run directory")
+    if every_step and (step is not None or protocol == "released"):
+        raise UserError("--all compares SIFID and LPIPS of all snapshots: leave out --step and --protocol")
+    options: dict[str, Any] = {"inception": inception, "device": device, "say": _say}
+    if every_step:
+        content = figures.evaluate_snapshots(_given(run), count, **options)
+        table = figures.snapshot_table
+    else:
+        options["released"] = protocol == "released"
+        table = figures.table
+        if run is not None:
+            content = figures.evaluate_run(run, count, step=_chosen(run, step), **options)
+        else:
+            content = figures.evaluate_images(_given(fake), _given(real), count, **options)
+    print(json.dumps(content, indent=2) if as_json else table(content))
+
+
+@app.command
 def settings(
     preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
 ) -> None:
@@ -195,6 +264,24 @@ def settings(
     """
     chosen = config.preset(preset)
     print(json.dumps(config.to_dict(chosen), indent=2) if as_json else config.to_toml(chosen), end="")
+
+
+def _chosen(run: Path, step: int | str | None) -> int | None:
+    """The step as a number, with the word best looked up."""
+    if isinstance(step, str):
+        from oneshotgan.metrics.evaluate import best_step
+
+        return best_step(run)
+    return step
+
+
+def _given(path: Path | None) -> Path:
+    assert path is not None  # checked above, where the choices are
+    return path
+
+
+def _say(line: str) -> None:
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _made(folder: Path) -> Path:

@@ -86,6 +86,9 @@ class MachineConfig:
     deterministic: bool = setting(False, "On CUDA: only deterministic kernels, slower.")
     log_every: int = setting(50, "Steps between lines of stats.jsonl.", 1, 10**9)
     sample_every: int = setting(500, "Steps between contact sheets.", 1, 10**9)
+    evaluate_every: int = setting(
+        0, "Steps between figures (SIFID, LPIPS) in stats.jsonl; 0 means none.", 0, 10**9
+    )
     checkpoint_every: int = setting(500, "Steps between checkpoints.", 1, 10**9)
     checkpoint_minutes: float = setting(5.0, "Minutes between checkpoints at most.", 0.001, 1e6)
     snapshot_every: int = setting(500, "Steps between snapshots of the weights; thinned later.", 1, 10**9)
@@ -122,7 +125,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "preview": {
         "short_size": 64,
         "base_width": 16,
-        "diversity_weight": 0.4,
         "augment_probability": 0.3,
         "learning_rate_g": 5e-4,
         "learning_rate_d": 5e-4,

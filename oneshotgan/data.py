@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PIXELS_AT_ONCE = (
+    2**20
+)  # of images that a network sees in one pass outside training, so that memory is bounded
+LARGEST_BATCH = 64  # images
 
 
 def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
@@ -29,6 +35,33 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def in_batches(images: Tensor, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Images as float32 (n, 3, H, W) in [-1, 1], as many at once as `PIXELS_AT_ONCE` allows.
+
+    Args:
+        images: uint8 (N, H, W, 3), which takes the least memory, or float (N, 3, H, W) in [-1, 1].
+    """
+    height, width = image_size(images)
+    at_once = min(LARGEST_BATCH, max(1, PIXELS_AT_ONCE // (height * width)))
+    for part in torch.split(images, at_once):
+        yield (to_float(part) if images.dtype == torch.uint8 else part.float()).to(device)
+
+
+def image_size(images: Tensor) -> tuple[int, int]:
+    """(height, width) of images in either form of `in_batches`.
+
+    Raises:
+        ValueError: they have neither form.
+    """
+    axis = -1 if images.dtype == torch.uint8 else 1
+    if images.ndim != 4 or images.shape[axis] != 3:
+        raise ValueError(
+            f"images are uint8 (N, H, W, 3) or float (N, 3, H, W), not {images.dtype} {tuple(images.shape)}"
+        )
+    height, width = images.shape[1:3] if axis == -1 else images.shape[2:]
+    return height, width
 
 
 def pyramid(images: Tensor, scales: int) -> list[Tensor]:

@@ -14,36 +14,43 @@ from oneshotgan.errors import UserError
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space, then start the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space, then start the same command again",
-    errno.EROFS: "the folder is read-only: choose another place with --out",
-    errno.EACCES: "no permission to write there: choose another place with --out",
-    errno.EPERM: "no permission to write there: choose another place with --out",
+    errno.EROFS: "the folder is read-only: choose another place with {place}",
+    errno.EACCES: "no permission to write there: choose another place with {place}",
+    errno.EPERM: "no permission to write there: choose another place with {place}",
     errno.ENOENT: "the folder is gone: it was moved or deleted",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place with --out",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place with {place}",
 }
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system error while writing `path` into a UserError of one line."""
+def storage_errors(path: Path, place: str = "--out") -> Iterator[None]:
+    """Turn an operating system error while writing `path` into a UserError of one line.
+
+    Args:
+        place: what the user sets to have it written elsewhere.
+    """
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise UserError(f"cannot write {path}: {advice}") from error
+        raise UserError(f"cannot write {path}: {advice.replace('{place}', place)}") from error
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, place: str = "--out") -> Iterator[Path]:
     """Give a temporary path to write; on success it takes the place of `path` in one move.
 
     The temporary file lies in the same folder, is flushed to the disk before the move, and is removed
     on any failure, so `path` always holds either its old content or the whole new one.
 
+    Args:
+        place: see `storage_errors`.
+
     Raises:
         UserError: the disk is full, the folder is read-only or gone.
     """
     path = Path(path)
-    with storage_errors(path):
+    with storage_errors(path, place):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp" + path.suffix)
         os.close(handle)
         temporary = Path(name)

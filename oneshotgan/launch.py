@@ -17,6 +17,7 @@ from oneshotgan.config import Config
 from oneshotgan.errors import UserError
 from oneshotgan.machine import Machine, choose, memory_errors, running_on
 from oneshotgan.methods import METHODS
+from oneshotgan.metrics.figures import Networks, small_figures
 from oneshotgan.models.plan import limit_size, make_plan
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run, Source
@@ -78,6 +79,7 @@ def _begin(
 ) -> None:
     settings, reason = _resolve(choices, given)
     machine = choose(settings.machine)
+    networks = _networks(settings, machine)
     _check_free(path)
     frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
@@ -91,7 +93,7 @@ def _begin(
         count, height, width = frames.images.shape[:3]
         what = f"{count} frames" if count > 1 else "one image"
         reporter.line(f"{described.name}: {what} at {width}x{height} pixels -> {path}")
-        _fit(run, settings, machine, frames.images, reporter)
+        _fit(run, settings, machine, networks, frames.images, reporter)
 
 
 def _continue(
@@ -106,6 +108,7 @@ def _continue(
             reporter.line(f"{run.path} is finished: {newest} steps; more --steps would extend it")
             return
         machine = choose(settings.machine)
+        networks = _networks(settings, machine)
         record = dataclasses.asdict(machine)
         known = run.record["machines"]
         moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
@@ -114,14 +117,29 @@ def _continue(
                 f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
             )
             reporter.line(f"from here on the run is not bit-equal to an unmoved one: {changed}")
-        _fit(run, settings, machine, run.frames(), reporter)
+        _fit(run, settings, machine, networks, run.frames(), reporter)
 
 
-def _fit(run: Run, settings: Config, machine: Machine, frames: np.ndarray, reporter: Reporter) -> None:
+def _fit(
+    run: Run,
+    settings: Config,
+    machine: Machine,
+    networks: Networks | None,
+    frames: np.ndarray,
+    reporter: Reporter,
+) -> None:
     with running_on(machine) as device:
         method = METHODS[settings.method](settings, frames, device, machine.precision)
-        fit(method, run, settings, reporter, dataclasses.asdict(machine))
+        figures = None if networks is None else small_figures(frames, networks)
+        fit(method, run, settings, reporter, dataclasses.asdict(machine), figures)
     reporter.line(f"finished {settings.training.steps} steps: {run.path}")
+
+
+def _networks(settings: Config, machine: Machine) -> Networks | None:
+    """The pretrained networks, if figures are wanted; missing weights are told before anything is written."""
+    if settings.machine.evaluate_every == 0:
+        return None
+    return Networks.load("torchvision", machine.device)
 
 
 def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Config, str]:

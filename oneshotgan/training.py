@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from oneshotgan.progress import Reporter
 from oneshotgan.run import Run
 
 SHEET_SEEDS = range(16)  # the latents of the contact sheets during training
+FIGURE_SEEDS = range(32)  # those of the figures during training
+
+Figures = Callable[[np.ndarray], dict[str, float]]
 
 
 class Method(Protocol):
@@ -51,11 +55,16 @@ def fit(
     settings: Config,
     reporter: Reporter,
     machine_record: dict[str, Any] | None = None,
+    figures: Figures | None = None,
 ) -> None:
     """Train `method` from the run's newest good checkpoint to ``settings.training.steps``.
 
     Whatever is written at a step is written before its checkpoint, so a run that was killed finds in the
     newest checkpoint a point from which it writes the same again.
+
+    Args:
+        figures: maps samples, uint8 (N, H, W, 3), to figures by name, for stats.jsonl, every
+            ``machine.evaluate_every`` steps; None for none.
 
     Raises:
         UserError: a loss or weight is not finite, memory or disk is full, or no checkpoint is good.
@@ -63,6 +72,7 @@ def fit(
         SystemExit: the process was asked to terminate; a checkpoint was written.
     """
     steps, machine = settings.training.steps, settings.machine
+    every = machine.evaluate_every if figures is not None else 0
     step, seconds = _resume(method, run, reporter)
     run.sweep()
     run.update(settings, step, machine_record)  # not before it is known that the run can go on
@@ -91,12 +101,20 @@ def fit(
             losses = method.step(step)
             watch.note(step, losses)
 
-            if step % machine.log_every == 0 or step == steps:
+            evaluate = bool(every) and (step % every == 0 or step == steps)
+            if step % machine.log_every == 0 or step == steps or evaluate:
                 values = read(losses)
                 watch.check_losses()
                 rate = clock.rate(step)
-                stats = {"seconds": clock.seconds(), "images_per_second": rate * settings.training.batch_size}
-                run.append_stats({"step": step} | values | stats)
+                stats: dict[str, Any] = {"step": step} | values
+                stats |= {
+                    "seconds": clock.seconds(),
+                    "images_per_second": rate * settings.training.batch_size,
+                }
+                if evaluate and figures is not None:
+                    watch.check(step)
+                    stats["figures"] = figures(to_uint8(method.generate(FIGURE_SEEDS)))
+                run.append_stats(stats)
                 reporter.progress(step, steps, rate, values)
             elif step == first:  # a sign of life: the first line of stats can take minutes
                 reporter.progress(step, steps, clock.rate(step), read(losses))
