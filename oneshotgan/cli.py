@@ -250,6 +250,25 @@ def evaluate(
 
 
 @app.command
+def report(*runs: Path, out: Path = Path("report.html")) -> None:
+    """Write one page about runs, side by side: samples, nearest training images, figures, curves.
+
+    Parameters
+    ----------
+    runs
+        One run directory or more.
+    out
+        The HTML file; it holds everything and needs no network.
+    """
+    from oneshotgan.report import write_report
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out is an HTML file: name it .html, not {out.name}")
+    write_report(runs, _made(out.parent) / out.name, _say)
+    print(out)
+
+
+@app.command
 def settings(
     preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
 ) -> None:

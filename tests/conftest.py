@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oneshotgan.perceptual import LPIPS, InceptionStem
 
 # Flags of a training that takes a moment; the precision is named, as `auto` depends on the processor.
 TINY = ("--base-width", "4", "--short-size", "32", "--threads", "1", "--precision", "fp32")
@@ -71,6 +78,92 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("ONESHOTGAN_TEST_DATA names no folder")
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Figures of pairs of provided images, computed by unrelated code."""
+
+    folder: Path
+
+    def pairs(self) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
+        """The values, and the two images, uint8 (1, H, W, 3)."""
+        content = json.loads((self.folder / "golden" / "metrics.json").read_text(encoding="utf-8"))
+        return [(pair, self.image(pair["a"]), self.image(pair["b"])) for pair in content["pairs"]]
+
+    def image(self, name: str) -> Tensor:
+        """One of the provided images, uint8 (1, H, W, 3)."""
+        import torch
+
+        with Image.open(self.folder / name) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))[None]
+
+
+@pytest.fixture
+def golden(test_data: Path, monkeypatch: pytest.MonkeyPatch) -> Golden:
+    """The golden figures, with the provided weights in use."""
+    monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(test_data / "weights"))
+    return Golden(test_data)
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights files with random values: what holds for any network can be tested with them."""
+    import torch
+
+    from oneshotgan.perceptual import weights
+
+    folder = tmp_path_factory.mktemp("weights")
+    generator = torch.Generator().manual_seed(0)
+
+    def convolution(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * (2 / np.prod(shape[1:])) ** 0.5
+
+    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    state = {}
+    for index, (channels_out, channels_in, kernel) in shapes.items():
+        state[f"features.{index}.weight"] = convolution(channels_out, channels_in, kernel, kernel)
+        state[f"features.{index}.bias"] = 0.1 * torch.randn(channels_out, generator=generator)
+    torch.save(state, folder / weights.ALEXNET.other_names[0])
+
+    widths = [(32, 3, 3), (32, 32, 3), (64, 32, 3), (80, 64, 1), (192, 80, 3)]
+    blocks = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+    state = {}
+    for block, (channels_out, channels_in, kernel) in zip(blocks, widths, strict=True):
+        state[f"{block}.conv.weight"] = convolution(channels_out, channels_in, kernel, kernel)
+        for part in ("weight", "running_var"):
+            state[f"{block}.bn.{part}"] = 0.5 + torch.rand(channels_out, generator=generator)
+        for part in ("bias", "running_mean"):
+            state[f"{block}.bn.{part}"] = 0.1 * torch.randn(channels_out, generator=generator)
+    torch.save(state, folder / weights.INCEPTION_TORCHVISION.other_names[0])
+    return folder
+
+
+@pytest.fixture
+def with_weights(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The random weights, in use."""
+    monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(random_weights))
+    return random_weights
+
+
+@pytest.fixture(scope="session")
+def alex(random_weights: Path) -> LPIPS:
+    """LPIPS on a random AlexNet."""
+    from oneshotgan.perceptual import LPIPS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHOTGAN_WEIGHTS", str(random_weights))
+        return LPIPS.load("alex")
+
+
+@pytest.fixture(scope="session")
+def stem(random_weights: Path) -> InceptionStem:
+    """The stem of a random Inception."""
+    from oneshotgan.perceptual import InceptionStem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHOTGAN_WEIGHTS", str(random_weights))
+        return InceptionStem.load("torchvision")
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +283,15 @@ def scene(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
         cy, cx = generator.uniform(0.1, 0.8) * height, generator.uniform(0.1, 0.9) * width
         image[(y - cy) ** 2 + (x - cx) ** 2 < (0.12 * height) ** 2] = colour
     return image
+
+
+def images(count: int, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
+    """Smooth random images, float (N, 3, H, W) in [-1, 1]."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    coarse = torch.rand(count, 3, 6, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return interpolate(coarse, (height, width), mode="bicubic").clamp(-1, 1)
 
 
 def png_bytes(image: np.ndarray) -> bytes:

@@ -1,0 +1,199 @@
+"""Run directories -> one static HTML page that needs no network and no server.
+
+The page reads runs and nothing else; training and figures know nothing of it. Pictures are embedded, curves
+are SVG, there is no script, and the page's own policy forbids the browser any request.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+
+from oneshotgan import __version__, config, media
+from oneshotgan.data import in_batches, to_uint8
+from oneshotgan.errors import UserError
+from oneshotgan.files import write_text
+from oneshotgan.metrics.distance import COPIES, distance_to_train, training_copies
+from oneshotgan.perceptual import LPIPS
+from oneshotgan.run import Run
+from oneshotgan.sampling import OneShotGAN
+
+SHOWN = 16  # samples of each run, the seeds 0 … 15
+SHOWN_REALS = 16  # training images of each run
+COMPARED = 200  # training images among which the nearest is looked for
+CURVE_POINTS = 300
+CURVE_SIZE = (300.0, 90.0)  # width and height of a curve, in the units of its drawing
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series over the steps, ready to draw: the points of a polyline, and what the axes say."""
+
+    name: str
+    points: str
+    low: float
+    high: float
+    first: int
+    last: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as a picture, beside the nearest training image where it is known."""
+
+    seed: int
+    image: str
+    nearest: str | None = None
+    which: str = ""
+    distance: float = math.nan
+
+
+def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> None:
+    """Write the page about `runs`, side by side, to the file `out`.
+
+    Args:
+        say: told, one line each, what is left out and why.
+
+    Raises:
+        UserError: no run, a folder that is none, or the file cannot be written.
+    """
+    if not runs:
+        raise UserError("name one run directory or more")
+    try:
+        network: LPIPS | None = LPIPS.load()
+    except UserError as error:
+        network = None
+        say(f"nearest training images left out: {error}")
+    described = [_describe(Run.open(path), network) for path in runs]
+    rows = dict.fromkeys(chain.from_iterable(run["figures"] for run in described))
+    template = files("oneshotgan").joinpath("templates/report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        runs=described, figure_names=list(rows), version=__version__, compared=network is not None, copies=COPIES
+    )
+    write_text(out, page)
+
+
+def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
+    """All that the page says of one run."""
+    settings, record, frames = run.settings, run.record, run.frames()
+    gan = OneShotGAN.from_pretrained(run.path)
+    stats = _read_stats(run.path / "stats.jsonl")
+    figures, measured_at = _read_figures(run.path / "metrics.json")
+    shown = np.linspace(0, len(frames) - 1, min(len(frames), SHOWN_REALS)).round().astype(int)
+    machines = [f"{m['processor']}, {m['device']}, {m['precision']}" for m in record["machines"]]
+    height, width = frames.shape[1:3]
+    return {
+        "name": run.path.resolve().name,
+        "path": str(run.path),
+        "source": record["source"]["name"],
+        "frames": len(frames),
+        "size": f"{width}×{height}",
+        "step": gan.step,
+        "steps": settings.training.steps,
+        "seconds": stats[-1]["seconds"] if stats else None,
+        "machines": list(dict.fromkeys(machines)),
+        "version": record["version"],
+        "reals": [_picture(frames[i]) for i in shown],
+        "samples": _samples(gan, frames, network),
+        "figures": figures,
+        "measured_at": measured_at,
+        "curves": _curves(stats),
+        "settings": _settings(settings),
+    }
+
+
+def _samples(gan: OneShotGAN, frames: np.ndarray, network: LPIPS | None) -> list[Sample]:
+    """The first samples, each with the nearest among the training images, their mirrors and augmented copies."""
+    images = gan.sample(range(SHOWN))
+    if network is None:
+        return [Sample(seed, _picture(image)) for seed, image in enumerate(images)]
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), COMPARED)).round().astype(int)
+    real = torch.from_numpy(frames[chosen])
+    nearest = distance_to_train(torch.from_numpy(images), real, network)
+    found = []
+    for seed, image in enumerate(images):
+        frame, copy = divmod(int(nearest.index[seed]), COPIES)
+        batch = next(in_batches(real[frame : frame + 1]))
+        shown = to_uint8(training_copies(batch, COPIES, frame)[copy : copy + 1])[0]
+        kind = ("as it is", "mirrored")[copy] if copy < 2 else "augmented"
+        which = kind if len(frames) == 1 else f"frame {chosen[frame]}, {kind}"
+        found.append(Sample(seed, _picture(image), _picture(shown), which, float(nearest.distance[seed])))
+    return found
+
+
+def _picture(image: np.ndarray) -> str:
+    """A (H, W, 3) uint8 image as the address of an embedded PNG."""
+    return "data:image/png;base64," + base64.b64encode(media.encode_png(image)).decode()
+
+
+def _read_stats(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or cannot be read") from error
+
+
+def _read_figures(path: Path) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """The figures in metrics.json by name, and the step they were measured at."""
+    if not path.is_file():
+        return {}, None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {entry["name"]: entry for entry in content["figures"]}, content["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: oneshotgan evaluate writes it anew") from error
+
+
+def _curves(stats: list[dict[str, Any]]) -> list[Curve]:
+    """One curve for each loss, and for each figure measured during training."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in stats:
+        losses = {k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")}
+        for name, value in (losses | line.get("figures", {})).items():
+            series.setdefault(name, []).append((int(line["step"]), float(value)))
+    return [_curve(name, points) for name, points in series.items()]
+
+
+def _curve(name: str, points: list[tuple[int, float]]) -> Curve:
+    values = [value for _, value in points]
+    low, high, first, last = min(values), max(values), points[0][0], points[-1][0]
+    width, height = CURVE_SIZE
+
+    def place(step: int, value: float) -> str:
+        x = width * (step - first) / max(last - first, 1)
+        y = height * (1 - (value - low) / ((high - low) or 1))
+        return f"{x:.1f},{y:.1f}"
+
+    drawn = " ".join(place(*point) for point in _thinned(points))
+    return Curve(name, drawn, low, high, first, last, values[-1])
+
+
+def _thinned(points: list[tuple[int, float]]) -> Iterable[tuple[int, float]]:
+    """At most `CURVE_POINTS` points, the first and the last among them."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), CURVE_POINTS)).round().astype(int)
+    return (points[i] for i in chosen)
+
+
+def _settings(settings: config.Config) -> list[tuple[str, str]]:
+    """Name and value of every setting that is set."""
+    content = config.to_dict(settings)
+    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for section in config.SECTIONS:
+        flat |= content[section]
+    return [(name, str(value)) for name, value in flat.items() if value is not None]
