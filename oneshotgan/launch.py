@@ -92,7 +92,10 @@ def _begin(
             reporter.line(notice)
         count, height, width = frames.images.shape[:3]
         what = f"{count} frames" if count > 1 else "one image"
-        reporter.line(f"{described.name}: {what} at {width}x{height} pixels -> {path}")
+        change = (width / height) / (frames.source_size[1] / frames.source_size[0])
+        squeezed = f", {abs(change - 1):.0%} {'wider' if change > 1 else 'narrower'} than the source"
+        shape = squeezed if abs(change - 1) >= 0.005 else ""
+        reporter.line(f"{described.name}: {what} at {width}x{height} pixels{shape} -> {path}")
         _fit(run, settings, machine, networks, frames.images, reporter)
 
 

@@ -60,7 +60,9 @@ class Sample:
     distance: float = math.nan
 
 
-def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> None:
+def write_report(
+    runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None
+) -> None:
     """Write the page about `runs`, side by side, to the file `out`.
 
     Args:
@@ -79,9 +81,15 @@ def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str
     described = [_describe(Run.open(path), network) for path in runs]
     rows = dict.fromkeys(chain.from_iterable(run["figures"] for run in described))
     template = files("oneshotgan").joinpath("templates/report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.from_string(template).render(
-        runs=described, figure_names=list(rows), version=__version__, compared=network is not None, copies=COPIES
+        runs=described,
+        figure_names=list(rows),
+        version=__version__,
+        compared=network is not None,
+        copies=COPIES,
     )
     write_text(out, page)
 
@@ -116,7 +124,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
 
 
 def _samples(gan: OneShotGAN, frames: np.ndarray, network: LPIPS | None) -> list[Sample]:
-    """The first samples, each with the nearest among the training images, their mirrors and augmented copies."""
+    """The first samples, each with the nearest of the training images and their copies."""
     images = gan.sample(range(SHOWN))
     if network is None:
         return [Sample(seed, _picture(image)) for seed, image in enumerate(images)]
@@ -164,7 +172,9 @@ def _curves(stats: list[dict[str, Any]]) -> list[Curve]:
     """One curve for each loss, and for each figure measured during training."""
     series: dict[str, list[tuple[int, float]]] = {}
     for line in stats:
-        losses = {k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")}
+        losses = {
+            k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")
+        }
         for name, value in (losses | line.get("figures", {})).items():
             series.setdefault(name, []).append((int(line["step"]), float(value)))
     return [_curve(name, points) for name, points in series.items()]

@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock_file: os.stat_result | None = None  # while this process holds the lock
 
     # --- beginning and taking up ---
 
@@ -152,10 +153,26 @@ class Run:
                 raise UserError(
                     f"another training is writing {self.path}: wait for it, or choose --out"
                 ) from None
+            self._lock_file = os.stat(self.path / ".lock")
         try:
             yield
         finally:
+            self._lock_file = None
             lock.release()
+
+    def check_place(self) -> None:
+        """Raise a UserError if, since the lock was taken, another training has taken this run's place.
+
+        That happens where the folder is deleted while a training writes it, and another one is begun there.
+        """
+        if self._lock_file is None:
+            return
+        try:
+            now = os.stat(self.path / ".lock")
+        except OSError:  # all is gone; whoever writes next says so
+            return
+        if not os.path.samestat(now, self._lock_file):
+            raise UserError(f"{self.path} was deleted and another run begun there: this training ends")
 
     def sweep(self) -> None:
         """Remove the temporary files of a training that was killed while it wrote; call it while locked."""
@@ -168,10 +185,12 @@ class Run:
 
     def write_samples(self, step: int, images: np.ndarray) -> None:
         """The contact sheet of uint8 (N, H, W, 3) images at `step`."""
+        self.check_place()
         media.write_png(self.path / "samples" / f"step-{step:06d}.png", media.contact_sheet(images))
 
     def append_stats(self, line: dict[str, Any]) -> None:
         """Add one object to stats.jsonl, in a single write, so that a kill cannot tear it."""
+        self.check_place()
         path = self.path / "stats.jsonl"
         with storage_errors(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -205,6 +224,7 @@ class Run:
 
     def write_model(self, step: int, weights: dict[str, Tensor]) -> None:
         """The sampling weights in ``model/``."""
+        self.check_place()
         _write_weights(self.path / "model" / "model.safetensors", step, weights)
 
     def write_snapshot(self, step: int, spacing: int, weights: dict[str, Tensor]) -> None:
@@ -212,6 +232,7 @@ class Run:
 
         That of `step` itself stays in any case.
         """
+        self.check_place()
         _write_weights(self.path / "snapshots" / f"step-{step:06d}.safetensors", step, weights)
         steps = self.snapshot_steps()
         while len(steps) > KEPT_SNAPSHOTS:
@@ -232,6 +253,7 @@ class Run:
 
     def write_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """The full training state; the newest three are kept."""
+        self.check_place()
         with replacing(self._checkpoint_path(step)) as temporary:
             try:
                 torch.save(state, temporary)

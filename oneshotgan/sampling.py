@@ -29,17 +29,22 @@ class OneShotGAN:
     Attributes:
         size: (height, width) of the images.
         step: how many steps it was trained.
+        path: the file of its weights.
     """
 
     def __init__(
         self, method: str, settings: config.OneShotConfig, size: tuple[int, int], path: Path
     ) -> None:
-        self.size = size
+        self.size, self.path = size, path
         self.step, weights = read_weights(path)
         try:
             self._sampler = SAMPLERS[method].load(settings, size, weights)
         except (RuntimeError, UserError) as error:  # load_state_dict: names or shapes differ
             raise UserError(f"{path} does not fit the settings of its run") from error
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"<OneShotGAN {width}x{height}, {self.step} steps, from {self.path}>"
 
     @classmethod
     def from_pretrained(cls, path: Path | str, step: int | None = None) -> OneShotGAN:

@@ -31,7 +31,7 @@ def test_train_then_sample(photo: Path, train: Command, command: Command) -> Non
     first, second, *steps, last = outcome.err.splitlines()
     assert first.startswith("preset preview")
     assert "cpu, fp32, 1 thread" in first
-    assert second == "scene: one image at 40x32 pixels -> runs/scene-oneshot"
+    assert second == "scene: one image at 40x32 pixels, 6% narrower than the source -> runs/scene-oneshot"
     assert [line.split()[:2] for line in steps] == [["step", f"{step}/3"] for step in (1, 2, 3)]
     assert all("loss_G" in line and "left" in line for line in steps)
     assert last == "finished 3 steps: runs/scene-oneshot"

@@ -42,9 +42,7 @@ def shortened(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_work(
-    page: Path, workdir: Path, command: Command, with_weights: Path
-) -> None:
+def test_the_commands_of_a_page_work(page: Path, workdir: Path, command: Command, with_weights: Path) -> None:
     for path in ("balloons.png", "examples/hens.webp"):
         Path(path).parent.mkdir(exist_ok=True)
         media.write_png(path, scene())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -288,6 +289,25 @@ def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
         _ = 1 / 0
     with run.locked(), pytest.raises(UserError, match="another training"), Run(run.path).locked():
         pass
+
+
+def test_a_run_whose_place_was_taken_writes_nothing_more(run: Run, tree: Callable[[Path], Tree]) -> None:
+    with run.locked():
+        run.append_stats({"step": 1})
+        shutil.move(run.path, run.path.with_name("away"))
+        shutil.copytree(run.path.with_name("away"), run.path, ignore=shutil.ignore_patterns(".lock"))
+        with Run(run.path).locked():  # a second training begins in its place
+            before = tree(run.path)
+            for write in (
+                lambda: run.append_stats({"step": 2}),
+                lambda: run.write_samples(2, np.zeros((1, 8, 8, 3), np.uint8)),
+                lambda: run.write_model(2, {}),
+                lambda: run.write_snapshot(2, 1, {}),
+                lambda: run.write_checkpoint(2, {}),
+            ):
+                with pytest.raises(UserError, match="another run begun there"):
+                    write()
+            assert tree(run.path) == before
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "model"])

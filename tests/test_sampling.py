@@ -27,6 +27,11 @@ def gan(trained_once: Path) -> OneShotGAN:
     return OneShotGAN.from_pretrained(trained_once)
 
 
+def test_a_model_says_what_it_is(gan: OneShotGAN) -> None:
+    assert repr(gan).startswith(f"<OneShotGAN 40x32, {TRAINED_STEPS} steps, from ")
+    assert {"OneShotGAN", "UserError", "train"} <= set(dir(oneshotgan))
+
+
 def read(path: Path | str) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

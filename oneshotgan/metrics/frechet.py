@@ -59,7 +59,7 @@ def _sum_of_singular_values(matrices: Tensor) -> Tensor:
     """(M, C, C) -> (M,). On a CPU each thread takes its own matrices: one alone is too small to be shared."""
     threads = torch.get_num_threads()
     if matrices.is_cuda or threads == 1:
-        return torch.linalg.svdvals(matrices).sum(-1)
+        return torch.linalg.svdvals(matrices).sum(-1)  # type: ignore[no-any-return]
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:

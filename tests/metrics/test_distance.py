@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import Golden, images
@@ -55,7 +57,7 @@ def test_laws(alex: LPIPS) -> None:
 def test_it_falls_as_the_set_grows(alex: LPIPS) -> None:
     samples, real = images(5, seed=1), images(3, seed=2)
     values = [distance_to_train(samples, real, alex, copies).distance for copies in (1, 2, 4, 8, 16)]
-    for fewer, more in zip(values, values[1:], strict=False):
+    for fewer, more in pairwise(values):
         assert (more <= fewer + 1e-6).all()
     assert values[-1].mean() < values[0].mean()
 

@@ -20,7 +20,9 @@ def features(count: int, channels: int = 8, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(count, channels, channels, generator=generator)
     noise = torch.randn(count, channels, 60, generator=generator)
-    return (mixing @ noise + torch.randn(count, channels, 1, generator=generator)).view(count, channels, 6, 10)
+    return (mixing @ noise + torch.randn(count, channels, 1, generator=generator)).view(
+        count, channels, 6, 10
+    )
 
 
 # --- the Fréchet distance ---

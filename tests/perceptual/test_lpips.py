@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Golden, images
 from torch import Tensor
 
 from oneshotgan.errors import UserError
 from oneshotgan.perceptual import LPIPS, lpips
-from conftest import Golden, images
 
 
 def matrix(network: LPIPS, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -18,13 +18,15 @@ def matrix(network: LPIPS, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def by_the_definition(network: LPIPS, x: Tensor, y: Tensor) -> Tensor:
-    """Unit length in the channels, squared differences, weighted, averaged over places, summed over layers."""
+    """Unit length over channels, squared differences, weighted, mean over places, sum over layers."""
     from importlib.resources import files
 
     from safetensors.torch import load
 
     heads = load(
-        files("oneshotgan.perceptual").joinpath(f"heads/lpips_v0.1_{network.network}.safetensors").read_bytes()
+        files("oneshotgan.perceptual")
+        .joinpath(f"heads/lpips_v0.1_{network.network}.safetensors")
+        .read_bytes()
     )
     mean, deviation = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     convolutions = list(network.features.values())
