@@ -128,7 +128,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "augment_probability": 0.3,
         "learning_rate_g": 5e-4,
         "learning_rate_d": 5e-4,
-        "ema_decay": 0.999,
+        "ema_decay": 0.99,
         "steps": 4500,
     },
 }

@@ -21,6 +21,7 @@ from oneshotgan.run import Run
 from oneshotgan.sampling import OneShotGAN
 
 COUNT = 100  # samples, as in the paper
+TOLERANCE = 1.25  # how far above the lowest SIFID the best snapshot may lie
 MAX_REALS = 200  # frames of a video that samples are compared with
 _LESS_MEMORY = "lower --count, or evaluate on another machine"
 
@@ -172,17 +173,14 @@ def unbeaten(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def choose_best(points: Sequence[tuple[float, float]]) -> int:
-    """Which of the unbeaten (SIFID, LPIPS) points is taken: the one nearest to the ideal corner.
+    """Which of the unbeaten (SIFID, LPIPS) points is taken.
 
-    Both figures are scaled so that they span 0 … 1 over the unbeaten points; the corner has the lowest SIFID
-    and the highest LPIPS among them. Of equally near ones the latest is taken.
+    Of those whose SIFID is at most `TOLERANCE` times the lowest, the one with the highest LPIPS; of equal
+    ones the latest. Early snapshots are unbeaten too, for nothing is as diverse as noise, but nobody wants them.
     """
-    front = unbeaten(points)
-    chosen = np.array([points[i] for i in front])
-    low, high = chosen.min(axis=0), chosen.max(axis=0)
-    scaled = (chosen - low) / np.where(high > low, high - low, 1)
-    from_corner = np.hypot(scaled[:, 0], np.where(high[1] > low[1], 1 - scaled[:, 1], 0))
-    return front[len(front) - 1 - int(from_corner[::-1].argmin())]
+    lowest = min(cost for cost, _ in points)
+    near = [i for i in unbeaten(points) if points[i][0] <= TOLERANCE * lowest]
+    return max(near, key=lambda i: (points[i][1], i))
 
 
 def table(content: dict[str, Any]) -> str:

@@ -211,9 +211,7 @@ def measure(
         f"dist_to_train_{network.name}_k{COPIES}", jackknife.mean_error(nearest.distance), of, network.weights
     )
     aligned = torch.minimum(aligned_distance(fake, real, network).distance, nearest.distance)
-    of = (
-        f"the nearest of {len(real)} training images, best mirrored, moved, turned, zoomed, and of the copies"
-    )
+    of = f"the nearest of {len(real)} training images best mirrored, moved, turned, zoomed, and of copies"
     add(f"aligned_dist_{network.name}", jackknife.mean_error(aligned), of, network.weights)
     if released:
         del features  # two of these are too much for a small memory

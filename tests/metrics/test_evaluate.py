@@ -236,11 +236,12 @@ def test_what_is_unbeaten(points: list[tuple[float, float]]) -> None:
     assert choose_best(points) in front
 
 
-def test_the_best_is_nearest_to_the_ideal_corner() -> None:
-    assert choose_best([(0.0, 0.0), (0.2, 0.9), (1.0, 1.0)]) == 1
+def test_the_best_is_the_most_varied_of_the_good_ones() -> None:
+    assert choose_best([(4.0, 0.9), (1.2, 0.3), (1.0, 0.2), (1.3, 0.4)]) == 1
+    assert choose_best([(1.1, 0.1), (1.0, 0.2)]) == 1
     assert choose_best([(3.0, 0.5)]) == 0
     assert choose_best([(1.0, 0.5), (1.0, 0.5)]) == 1  # of equals the latest
-    assert choose_best([(0.0, 0.0), (100.0, 1.0), (20.0, 0.9), (90.0, 0.1)]) == 2
+    assert choose_best([(0.0, 0.1), (0.1, 0.9)]) == 0
 
 
 # --- during training ---
