@@ -176,7 +176,7 @@ def choose_best(points: Sequence[tuple[float, float]]) -> int:
     """Which of the unbeaten (SIFID, LPIPS) points is taken.
 
     Of those whose SIFID is at most `TOLERANCE` times the lowest, the one with the highest LPIPS; of equal
-    ones the latest. Early snapshots are unbeaten too, for nothing is as diverse as noise, but nobody wants them.
+    ones the latest. Early snapshots are unbeaten too, for nothing is as diverse as noise.
     """
     lowest = min(cost for cost, _ in points)
     near = [i for i in unbeaten(points) if points[i][0] <= TOLERANCE * lowest]

@@ -152,13 +152,18 @@ def _short_side_rule(size: Size, aspect: float) -> tuple[int, Size]:
             exact = min(size) / 2 ** (blocks - 1)
             shorts = range(math.floor(exact) - reach, math.ceil(exact) + reach + 1)
             pairs = [
-                (short, round(short * max(aspect, 1 / aspect))) for short in shorts if short in NOISE_SIDE
+                (short, _nearest(short * max(aspect, 1 / aspect))) for short in shorts if short in NOISE_SIDE
             ]
             noises = [pair if aspect >= 1 else pair[::-1] for pair in pairs]
             kept = [noise for noise in noises if _keeps(aspect, noise)]
             if kept:
                 return blocks, min(kept, key=lambda noise: abs(min(noise) - exact))
     raise AssertionError(f"no plan for {size}")  # the sizes let through by _check_size all have one
+
+
+def _nearest(side: float) -> int:
+    """The nearest whole number, a half going down: a turned image must not round otherwise."""
+    return math.ceil(side - 0.5 - 1e-9)
 
 
 def _noise(size: Size, blocks: int) -> Size:

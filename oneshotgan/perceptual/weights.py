@@ -270,6 +270,7 @@ def _network_errors(wanted: WeightsFile, target: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it is an open answer, too
         return f"the server answered {error.code}"
     if isinstance(error, TimeoutError):
         return f"no answer for {STALLED:.0f} seconds"
