@@ -162,8 +162,8 @@ def _short_side_rule(size: Size, aspect: float) -> tuple[int, Size]:
 
 
 def _nearest(side: float) -> int:
-    """The nearest whole number, a half going down: a turned image must not round otherwise."""
-    return math.ceil(side - 0.5 - 1e-9)
+    """The nearest whole number, a half going up, also one that arithmetic missed: turned images plan alike."""
+    return math.floor(side + 0.5 + 1e-9)
 
 
 def _noise(size: Size, blocks: int) -> Size:
