@@ -162,7 +162,7 @@ def _short_side_rule(size: Size, aspect: float) -> tuple[int, Size]:
 
 
 def _nearest(side: float) -> int:
-    """The nearest whole number, a half going up, also one that arithmetic missed: turned images plan alike."""
+    """The nearest whole number, a half going up, even if arithmetic missed it: turned images plan alike."""
     return math.floor(side + 0.5 + 1e-9)
 
 
