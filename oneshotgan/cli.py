@@ -246,7 +246,7 @@ def evaluate(
             content = figures.evaluate_run(run, count, step=_chosen(run, step), **options)
         else:
             content = figures.evaluate_images(_given(fake), _given(real), count, **options)
-    print(json.dumps(content, indent=2) if as_json else table(content))
+    print(json.dumps(content, indent=2) if as_json else _plain(table(content)))
 
 
 @app.command
@@ -297,6 +297,16 @@ def _chosen(run: Path, step: int | str | None) -> int | None:
 def _given(path: Path | None) -> Path:
     assert path is not None  # checked above, where the choices are
     return path
+
+
+def _plain(text: str) -> str:
+    """`text` without the signs that stdout cannot show."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        for sign, plain in (("↑", "(more is better)"), ("↓", "(less is better)"), ("±", "+-")):
+            text = text.replace(sign, plain)
+    return text
 
 
 def _say(line: str) -> None:

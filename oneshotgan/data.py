@@ -49,6 +49,17 @@ def in_batches(images: Tensor, device: torch.device | str = "cpu") -> Iterator[T
         yield (to_float(part) if images.dtype == torch.uint8 else part.float()).to(device)
 
 
+def as_images(images: Tensor | np.ndarray) -> Tensor:
+    """Images in either form of `in_batches`, as a tensor.
+
+    Raises:
+        ValueError: they have neither form.
+    """
+    tensor = torch.as_tensor(images)
+    image_size(tensor)
+    return tensor
+
+
 def image_size(images: Tensor) -> tuple[int, int]:
     """(height, width) of images in either form of `in_batches`.
 

@@ -11,46 +11,47 @@ from pathlib import Path
 
 from oneshotgan.errors import UserError
 
+ANOTHER_PLACE = "choose another place with --out"
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space, then start the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space, then start the same command again",
-    errno.EROFS: "the folder is read-only: choose another place with {place}",
-    errno.EACCES: "no permission to write there: choose another place with {place}",
-    errno.EPERM: "no permission to write there: choose another place with {place}",
+    errno.EROFS: "the folder is read-only: {remedy}",
+    errno.EACCES: "no permission to write there: {remedy}",
+    errno.EPERM: "no permission to write there: {remedy}",
     errno.ENOENT: "the folder is gone: it was moved or deleted",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place with {place}",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: {remedy}",
 }
 
 
 @contextmanager
-def storage_errors(path: Path, place: str = "--out") -> Iterator[None]:
+def storage_errors(path: Path, remedy: str = ANOTHER_PLACE) -> Iterator[None]:
     """Turn an operating system error while writing `path` into a UserError of one line.
 
     Args:
-        place: what the user sets to have it written elsewhere.
+        remedy: what the user can do where writing is not allowed.
     """
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise UserError(f"cannot write {path}: {advice.replace('{place}', place)}") from error
+        raise UserError(f"cannot write {path}: {advice.replace('{remedy}', remedy)}") from error
 
 
 @contextmanager
-def replacing(path: Path | str, place: str = "--out") -> Iterator[Path]:
+def replacing(path: Path | str, remedy: str = ANOTHER_PLACE) -> Iterator[Path]:
     """Give a temporary path to write; on success it takes the place of `path` in one move.
 
     The temporary file lies in the same folder, is flushed to the disk before the move, and is removed
     on any failure, so `path` always holds either its old content or the whole new one.
 
     Args:
-        place: see `storage_errors`.
+        remedy: see `storage_errors`.
 
     Raises:
         UserError: the disk is full, the folder is read-only or gone.
     """
     path = Path(path)
-    with storage_errors(path, place):
+    with storage_errors(path, remedy):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp" + path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -65,15 +66,15 @@ def replacing(path: Path | str, place: str = "--out") -> Iterator[Path]:
             raise
 
 
-def write_bytes(path: Path | str, content: bytes) -> None:
+def write_bytes(path: Path | str, content: bytes, remedy: str = ANOTHER_PLACE) -> None:
     """Write `content` to `path`, whole or not at all (see `replacing`)."""
-    with replacing(path) as temporary:
+    with replacing(path, remedy) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path | str, content: str) -> None:
+def write_text(path: Path | str, content: str, remedy: str = ANOTHER_PLACE) -> None:
     """Write `content` as UTF-8 to `path`, whole or not at all (see `replacing`)."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), remedy)
 
 
 def _umask() -> int:

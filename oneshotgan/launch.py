@@ -79,9 +79,9 @@ def _begin(
 ) -> None:
     settings, reason = _resolve(choices, given)
     machine = choose(settings.machine)
-    networks = _networks(settings, machine)
     _check_free(path)
     frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
+    networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
     with run.locked():
@@ -142,7 +142,10 @@ def _networks(settings: Config, machine: Machine) -> Networks | None:
     """The pretrained networks, if figures are wanted; missing weights are told before anything is written."""
     if settings.machine.evaluate_every == 0:
         return None
-    return Networks.load("torchvision", machine.device)
+    try:
+        return Networks.load("torchvision", machine.device)
+    except UserError as error:
+        raise UserError(f"--evaluate-every needs pretrained weights: {error}") from error
 
 
 def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Config, str]:

@@ -24,6 +24,7 @@ from oneshotgan import __version__, config, media
 from oneshotgan.data import in_batches, to_uint8
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
+from oneshotgan.machine import memory_errors
 from oneshotgan.metrics.distance import COPIES, distance_to_train, training_copies
 from oneshotgan.perceptual import LPIPS
 from oneshotgan.run import Run
@@ -78,7 +79,8 @@ def write_report(
     except UserError as error:
         network = None
         say(f"nearest training images left out: {error}")
-    described = [_describe(Run.open(path), network) for path in runs]
+    with memory_errors("name fewer runs, or close other programs"):
+        described = [_describe(Run.open(path), network) for path in runs]
     rows = dict.fromkeys(chain.from_iterable(run["figures"] for run in described))
     template = files("oneshotgan").joinpath("templates/report.html").read_text(encoding="utf-8")
     environment = Environment(
@@ -98,7 +100,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
     """All that the page says of one run."""
     settings, record, frames = run.settings, run.record, run.frames()
     gan = OneShotGAN.from_pretrained(run.path)
-    stats = _read_stats(run.path / "stats.jsonl")
+    stats = run.stats()
     figures, measured_at = _read_figures(run.path / "metrics.json")
     shown = np.linspace(0, len(frames) - 1, min(len(frames), SHOWN_REALS)).round().astype(int)
     machines = [f"{m['processor']}, {m['device']}, {m['precision']}" for m in record["machines"]]
@@ -111,7 +113,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
         "size": f"{width}×{height}",
         "step": gan.step,
         "steps": settings.training.steps,
-        "seconds": stats[-1]["seconds"] if stats else None,
+        "seconds": next((line["seconds"] for line in reversed(stats) if "seconds" in line), None),
         "machines": list(dict.fromkeys(machines)),
         "version": record["version"],
         "reals": [_picture(frames[i]) for i in shown],
@@ -147,25 +149,21 @@ def _picture(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(media.encode_png(image)).decode()
 
 
-def _read_stats(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or cannot be read") from error
-
-
 def _read_figures(path: Path) -> tuple[dict[str, dict[str, Any]], int | None]:
     """The figures in metrics.json by name, and the step they were measured at."""
     if not path.is_file():
         return {}, None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["name"]: entry for entry in content["figures"]}, content["step"]
+        figures = {str(entry["name"]): entry for entry in content["figures"]}
+        for entry in figures.values():
+            if not (isinstance(entry["direction"], str) and isinstance(entry["count"], int)):
+                raise TypeError("an entry of another type")
+            for number in (entry["value"], entry["standard_error"] or 0.0):
+                float(number)
+        return figures, int(content["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: oneshotgan evaluate writes it anew") from error
+        raise UserError(f"{path} is damaged: oneshotgan evaluate {path.parent} writes it anew") from error
 
 
 def _curves(stats: list[dict[str, Any]]) -> list[Curve]:
@@ -176,7 +174,8 @@ def _curves(stats: list[dict[str, Any]]) -> list[Curve]:
             k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")
         }
         for name, value in (losses | line.get("figures", {})).items():
-            series.setdefault(name, []).append((int(line["step"]), float(value)))
+            if isinstance(value, int | float):
+                series.setdefault(name, []).append((line["step"], value))
     return [_curve(name, points) for name, points in series.items()]
 
 

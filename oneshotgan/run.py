@@ -177,7 +177,8 @@ class Run:
     def sweep(self) -> None:
         """Remove the temporary files of a training that was killed while it wrote; call it while locked."""
         folders = ("input", "samples", "checkpoints", "snapshots", "model")
-        for pattern in (".config-*", ".stats-*", ".reals-*", *(f"{folder}/.*" for folder in folders)):
+        own = (".config-*", ".stats-*", ".reals-*", ".metrics*")
+        for pattern in (*own, *(f"{folder}/.*" for folder in folders)):
             for left in self.path.glob(f"{pattern}.tmp.*"):
                 left.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """The figures of the paper's Table 1, as arithmetic on images: tensors in, numbers out, no files.
 
-Images are float (N, 3, H, W) in [-1, 1] everywhere. Files come in with `evaluate`.
+Images are uint8 (N, H, W, 3), as `OneShotGAN.sample` gives them, or float (N, 3, H, W) in [-1, 1]; arrays or
+tensors. Files come in with `evaluate`.
 
 sifid.py, frechet.py   quality: SIFID
 diversity.py           LPIPS and MS-SSIM between samples

@@ -8,14 +8,16 @@ gradient descent on flip, rotation, zoom and shift; LPIPS is taken to what the b
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oneshotgan import augment
-from oneshotgan.data import image_size, in_batches
+from oneshotgan.data import as_images, image_size, in_batches
 from oneshotgan.metrics.distance import Nearest
-from oneshotgan.perceptual.lpips import LPIPS
+from oneshotgan.perceptual import lpips
+from oneshotgan.perceptual.lpips import LPIPS, Features
 
 ZOOMS = (1.0, 0.9, 0.8, 0.7, 1.15)  # part of each side in view; above 1, mirrored borders come in
 COARSE = 24  # pixels on the short side in the search
@@ -26,17 +28,22 @@ REFINEMENTS = 50  # steps of gradient descent
 _AT_ONCE = 16  # samples refined together
 
 
-def aligned_distance(fake: Tensor, real: Tensor, network: LPIPS) -> Nearest:
+def aligned_distance(
+    fake: Tensor | np.ndarray, real: Tensor | np.ndarray, network: LPIPS, features: Features | None = None
+) -> Nearest:
     """LPIPS of each sample to the training image that, best mirrored, moved or zoomed, is nearest.
 
     Borders are mirrored, as in the training augmentation.
 
     Args:
         fake, real: uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], of one size.
+        features: those of `fake`, where they are known; else each sample passes the network once more.
 
     Returns:
         Distances, and indices of the training images.
     """
+    fake, real = as_images(fake), as_images(real)
+    features = features or network.embed(fake)
     frames, maps = _search(_shrunk(fake, COARSE, network), _shrunk(real, COARSE, network))
     fine_fake, fine_real = _shrunk(fake, FINE, network), _shrunk(real, FINE, network)
     found = []
@@ -44,10 +51,9 @@ def aligned_distance(fake: Tensor, real: Tensor, network: LPIPS) -> Nearest:
         parts = []
         for chunk in torch.split(torch.arange(len(fake)), _AT_ONCE):
             refined = _refined(fine_fake[chunk], fine_real[frame[chunk]], start[chunk])
-            sample, shown = _whole(fake[chunk], network), _whole(real[frame[chunk].to(real.device)], network)
+            shown = _whole(real[frame[chunk].to(real.device)], network)
             moved = augment.apply_transforms([shown], _matrices(refined, shown))[0]
-            with torch.inference_mode():
-                parts.append(network(sample, moved).double())
+            parts.append(lpips.paired_distances(features[chunk], network.embed(moved)))
         found.append(torch.cat(parts))
     distance, which = torch.stack(found).min(dim=0)
     return Nearest(distance, frames.gather(0, which[None])[0])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from oneshotgan import augment
-from oneshotgan.data import in_batches, random_stream
+from oneshotgan.data import as_images, in_batches, random_stream
 from oneshotgan.perceptual import lpips
 from oneshotgan.perceptual.lpips import LPIPS, Features
 
@@ -55,7 +56,9 @@ def training_copies(real: Tensor, copies: int = COPIES, first: int = 0) -> Tenso
     return torch.stack(made)
 
 
-def distance_to_train(fake: Tensor, real: Tensor, network: LPIPS, copies: int = COPIES) -> Nearest:
+def distance_to_train(
+    fake: Tensor | np.ndarray, real: Tensor | np.ndarray, network: LPIPS, copies: int = COPIES
+) -> Nearest:
     """LPIPS of each sample to the nearest image of the fixed set; see `training_copies`.
 
     Each image of the set passes the network once and is not kept, so any number fits into memory.
@@ -64,7 +67,7 @@ def distance_to_train(fake: Tensor, real: Tensor, network: LPIPS, copies: int = 
         fake, real: uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], of one size.
         copies: 1 compares with the training images alone, as the released program does.
     """
-    return nearest_copies(network.embed(fake), real, network, copies)
+    return nearest_copies(network.embed(as_images(fake)), as_images(real), network, copies)
 
 
 def nearest_copies(samples: Features, real: Tensor, network: LPIPS, copies: int = COPIES) -> Nearest:

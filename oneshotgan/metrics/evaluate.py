@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
 from oneshotgan.machine import choose, memory_errors
-from oneshotgan.metrics.figures import Measured, Networks, Reference, measure
+from oneshotgan.metrics.figures import SMALL_LAYERS, Measured, Networks, Reference, measure
+from oneshotgan.perceptual.inception import LAYERS
 from oneshotgan.run import Run
 from oneshotgan.sampling import OneShotGAN
 
 COUNT = 100  # samples, as in the paper
 TOLERANCE = 1.25  # how far above the lowest SIFID the best snapshot may lie
 MAX_REALS = 200  # frames of a video that samples are compared with
+_REMEDY = "copy the run to where you may write"
 _LESS_MEMORY = "lower --count, or evaluate on another machine"
 
 Say = Callable[[str], None]
@@ -49,16 +52,21 @@ def evaluate_run(
     Raises:
         UserError: no such run or snapshot, fewer than two samples, or the file cannot be written.
     """
-    run = Run.open(path)
+    run = _writable(Run.open(path))
+    seeds = range(_checked(count))
     gan = OneShotGAN.from_pretrained(path, step)
     with memory_errors(_LESS_MEMORY):
         started = time.monotonic()
-        networks, reference, where = _prepare(run.frames(), inception, device, say)
-        fake = torch.from_numpy(gan.to(where).sample(range(_checked(count))))
+        networks, reference, where = _prepare(_reals(run), inception, device, say)
+        fake = torch.from_numpy(gan.to(where).sample(seeds))
         measured = measure(fake, reference, networks, released)
         content = _content(measured, gan.step, [0, count - 1], started)
     name = "metrics.json" if step is None else f"metrics-step-{step:06d}.json"
-    write_json(run.path / name, content)
+    incomplete = networks.stem is None or networks.lpips is None
+    if incomplete and (run.path / name).exists():
+        say(f"{run.path / name} is kept as it was: without weights there would be less in it")
+    else:
+        write_json(run.path / name, content)
     return content
 
 
@@ -84,16 +92,17 @@ def evaluate_images(
     Raises:
         UserError: a source is missing or unreadable, or there are fewer than two samples.
     """
-    samples = media.read_frames(fake, lambda size: size, _checked(count))
-    size = samples.images.shape[1:3]
-    reals = media.read_frames(real, lambda _: (size[0], size[1]), MAX_REALS)
-    for notice in (*samples.notices, *reals.notices):
-        say(notice)
-    change = (size[1] / size[0]) / (reals.source_size[1] / reals.source_size[0])
-    if max(change, 1 / change) > 1.1:
-        shapes = f"{reals.source_size[1]}x{reals.source_size[0]} to {size[1]}x{size[0]}"
-        say(f"the real images are squeezed from {shapes}, the samples' shape")
+    _checked(count)
     with memory_errors(_LESS_MEMORY):
+        samples = media.read_frames(fake, lambda size: size, count)
+        size = samples.images.shape[1:3]
+        reals = media.read_frames(real, lambda _: (size[0], size[1]), MAX_REALS)
+        for notice in (*samples.notices, *reals.notices):
+            say(notice)
+        change = (size[1] / size[0]) / (reals.source_size[1] / reals.source_size[0])
+        if max(change, 1 / change) > 1.1:
+            shapes = f"{reals.source_size[1]}x{reals.source_size[0]} to {size[1]}x{size[0]}"
+            say(f"the real images are squeezed from {shapes}, the samples' shape")
         started = time.monotonic()
         networks, reference, _ = _prepare(reals.images, inception, device, say)
         measured = measure(torch.from_numpy(samples.images), reference, networks, released)
@@ -116,18 +125,19 @@ def evaluate_snapshots(
     Raises:
         UserError: no such run, no snapshots, missing weights, or the file cannot be written.
     """
-    run = Run.open(path)
+    run = _writable(Run.open(path))
+    seeds = range(_checked(count))
     steps = run.snapshot_steps()
     if not steps:
         raise UserError(
             f"{path} has no snapshots yet: the first comes at step {run.settings.machine.snapshot_every}"
         )
     with memory_errors(_LESS_MEMORY):
-        networks, reference, where = _prepare(run.frames(), inception, device, None)
+        networks, reference, where = _prepare(_reals(run), inception, device, None, small=True)
         rows: list[dict[str, Any]] = []
         for step in steps:
             say(f"step {step}")
-            fake = OneShotGAN.from_pretrained(path, step).to(where).sample(range(_checked(count)))
+            fake = OneShotGAN.from_pretrained(path, step).to(where).sample(seeds)
             measured = measure(torch.from_numpy(fake), reference, networks, small=True)
             rows.append({"step": step, "figures": [f.entry([0, count - 1]) for f in measured.figures]})
     points = [(row["figures"][0]["value"], row["figures"][1]["value"]) for row in rows]
@@ -209,16 +219,34 @@ def snapshot_table(content: dict[str, Any]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", _REMEDY)
+
+
+def _writable(run: Run) -> Run:
+    """The run, if a file can be written into it: that is told before the work, not after."""
+    if not os.access(run.path, os.W_OK):
+        raise UserError(f"cannot write into {run.path}: {_REMEDY}")
+    return run
+
+
+def _reals(run: Run) -> np.ndarray:
+    """The training images that samples are compared with."""
+    frames = run.frames()
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), MAX_REALS)).round().astype(int)
+    return np.ascontiguousarray(frames[chosen])
 
 
 def _prepare(
-    real: np.ndarray, inception: str, device: str, say: Say | None
+    real: np.ndarray, inception: str, device: str, say: Say | None, small: bool = False
 ) -> tuple[Networks, Reference, str]:
     where = choose(MachineConfig(device=device)).device  # type: ignore[arg-type]
     missing = None if say is None else (lambda error: say(f"left out: {error}"))
+    if say is not None:
+        images = "one training image" if len(real) == 1 else f"{len(real)} training images"
+        say(f"measuring against {images}; this can take minutes")
     networks = Networks.load(inception, where, missing)
-    return networks, Reference.of(torch.from_numpy(real), networks), where
+    layers = SMALL_LAYERS if small else LAYERS
+    return networks, Reference.of(torch.from_numpy(real), networks, layers), where
 
 
 def _content(measured: Measured, step: int | None, seeds: list[int] | None, started: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshotgan.data import image_size
+from oneshotgan.data import image_size, in_batches
 from oneshotgan.errors import UserError
 from oneshotgan.metrics import jackknife, sifid
 from oneshotgan.metrics.alignment import aligned_distance
@@ -19,8 +19,10 @@ from oneshotgan.metrics.distance import COPIES, Nearest, nearest_copies
 from oneshotgan.metrics.frechet import frechet_distance
 from oneshotgan.metrics.ms_ssim import ms_ssim_pairs, scales_for
 from oneshotgan.perceptual import LPIPS, InceptionStem, lpips
+from oneshotgan.perceptual.inception import LAYERS
 from oneshotgan.perceptual.weights import Weights
 
+SMALL_LAYERS = (64,)
 SMALL_REALS = 16  # training images that SIFID compares with during training
 
 # What a figure's name begins with -> its title, and whether more is better.
@@ -135,9 +137,9 @@ class Reference:
     statistics: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Tensor, networks: Networks) -> Reference:
+    def of(cls, images: Tensor, networks: Networks, layers: Sequence[int] = LAYERS) -> Reference:
         """Pass the real images through the stem."""
-        known = {} if networks.stem is None else sifid.statistics(images, networks.stem)
+        known = {} if networks.stem is None else sifid.statistics(images, networks.stem, layers)
         return cls(images, known)
 
 
@@ -182,8 +184,9 @@ def measure(
 
     # Quality: SIFID, each sample against every training image
     if (stem := networks.stem) is not None:
-        own = sifid.statistics(fake, stem)
-        for layer in (64,) if small else (64, 192):
+        layers = SMALL_LAYERS if small else LAYERS
+        own = sifid.statistics(fake, stem, layers)
+        for layer in layers:
             distances = frechet_distance(own[layer], reference.statistics[layer])
             name = f"sifid{layer}_{stem.name}"
             add(name, jackknife.mean_error(distances.mean(dim=1)), every, stem.weights)
@@ -210,17 +213,18 @@ def measure(
     add(
         f"dist_to_train_{network.name}_k{COPIES}", jackknife.mean_error(nearest.distance), of, network.weights
     )
-    aligned = torch.minimum(aligned_distance(fake, real, network).distance, nearest.distance)
+    aligned = torch.minimum(aligned_distance(fake, real, network, features).distance, nearest.distance)
     of = f"the nearest of {len(real)} training images best mirrored, moved, turned, zoomed, and of copies"
-    add(f"aligned_dist_{network.name}", jackknife.mean_error(aligned), of, network.weights)
+    add(f"aligned_dist_{network.name}_k{COPIES}", jackknife.mean_error(aligned), of, network.weights)
     if released:
         del features  # two of these are too much for a small memory
-        features = network.embed(_released_range(fake))
+        features = network.embed(fake, _in_released_range)
         pairs = lpips.distances(features, features)
         add(f"lpips_{network.name}_released", jackknife.pairs_mean_error(pairs), weights=network.weights)
-        plain = nearest_copies(features, _released_range(real), network, copies=1)
+        batches = _in_released_range(real, network.device)
+        plain = torch.cat([lpips.distances(features, network.embed(batch)) for batch in batches], dim=1)
         of = f"the nearest of {len(real)} training images"
-        error = jackknife.mean_error(plain.distance)
+        error = jackknife.mean_error(plain.min(dim=1).values)
         add(f"dist_to_train_{network.name}_released", error, of, network.weights)
     return Measured(figures, nearest)
 
@@ -234,7 +238,7 @@ def small_figures(real: np.ndarray, networks: Networks) -> Callable[[np.ndarray]
         real: uint8 (M, H, W, 3), the training images.
     """
     chosen = np.linspace(0, len(real) - 1, min(len(real), SMALL_REALS)).round().astype(int)
-    reference = Reference.of(torch.from_numpy(real[chosen]), networks)
+    reference = Reference.of(torch.from_numpy(real[chosen]), networks, SMALL_LAYERS)
 
     def figures(fake: np.ndarray) -> dict[str, float]:
         measured = measure(torch.from_numpy(fake), reference, networks, small=True)
@@ -243,6 +247,6 @@ def small_figures(real: np.ndarray, networks: Networks) -> Callable[[np.ndarray]
     return figures
 
 
-def _released_range(images: Tensor) -> Tensor:
+def _in_released_range(images: Tensor, device: torch.device) -> Iterator[Tensor]:
     """As the released program feeds LPIPS: images in [0, 1], where the network expects [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    return ((batch + 1) / 2 for batch in in_batches(images, device))

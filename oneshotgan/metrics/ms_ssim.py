@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oneshotgan.data import image_size, in_batches
+from oneshotgan.data import as_images, image_size, in_batches
 from oneshotgan.errors import UserError
 
 WINDOW = 11  # pixels
@@ -38,17 +39,18 @@ def scales_for(height: int, width: int) -> int:
     return fitting[-1]
 
 
-def ms_ssim_pairs(a: Tensor, b: Tensor | None = None) -> Tensor:
+def ms_ssim_pairs(a: Tensor | np.ndarray, b: Tensor | np.ndarray | None = None) -> Tensor:
     """MS-SSIM of every image of `a` with every image of `b`, (Na, Nb) float64; with itself if b is None.
 
     Args:
         a, b: uint8 (N, H, W, 3), or float (N, 3, H, W) in [-1, 1]; taken to [0, 1], the data range. With
             fewer than 5 scales (see `scales_for`) the weights of those used are divided by their sum.
     """
+    a = as_images(a)
     height, width = image_size(a)
     scales = scales_for(height, width)
     block = max(1, _KEPT // (3 * height * width))
-    others = a if b is None else b
+    others = a if b is None else as_images(b)
     result = torch.zeros(len(a), len(others), dtype=torch.float64)
     for top in range(0, len(a), block):
         left = _levels(a[top : top + block], scales)

@@ -8,6 +8,7 @@ computed once per image and any number of images is compared by matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -60,6 +61,9 @@ _DEVIATION = (0.458, 0.448, 0.450)
 _CHUNK = 2**15  # feature values per image in one matrix product
 
 
+Batches = Callable[[Tensor, torch.device], Iterable[Tensor]]
+
+
 @dataclass(frozen=True)
 class Features:
     """What LPIPS compares, of N images: per layer (N, C·h·w) in float16, and the number of locations.
@@ -73,6 +77,9 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.layers[0])
+
+    def __getitem__(self, chosen: Tensor) -> Features:
+        return Features(tuple(layer[chosen] for layer in self.layers), self.locations)
 
 
 class LPIPS(nn.Module):
@@ -148,16 +155,17 @@ class LPIPS(nn.Module):
         return found
 
     @torch.inference_mode()
-    def embed(self, images: Tensor) -> Features:
+    def embed(self, images: Tensor, batches: Batches = in_batches) -> Features:
         """The features of images, for `distances`: one pass per image.
 
         Args:
             images: uint8 (N, H, W, 3), or float (N, 3, H, W) in [-1, 1].
+            batches: makes of them what the network sees, a few at a time.
         """
         layers: list[Tensor] = []
         locations: list[int] = []
         start = 0
-        for batch in in_batches(images, self.device):
+        for batch in batches(images, self.device):
             maps = self.maps(batch)
             if not layers:
                 locations = [x.shape[2] * x.shape[3] for x in maps]
@@ -188,3 +196,13 @@ def distances(a: Features, b: Features) -> Tensor:
             part += left.square().sum(1)[:, None] + right.square().sum(1)[None, :] - 2 * left @ right.T
         total += part / locations
     return total.clamp_min(0)
+
+
+@torch.inference_mode()
+def paired_distances(a: Features, b: Features) -> Tensor:
+    """LPIPS of image i of `a` with image i of `b`, (N,) float64."""
+    total = torch.zeros(len(a), dtype=torch.float64, device=a.layers[0].device)
+    for x, y, locations in zip(a.layers, b.layers, a.locations, strict=True):
+        for i in range(len(x)):
+            total[i] += (x[i].float() - y[i].float()).square().sum(dtype=torch.float64) / locations
+    return total

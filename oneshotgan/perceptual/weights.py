@@ -27,7 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor, nn
 
 from oneshotgan.errors import UserError, one_line
-from oneshotgan.files import replacing, storage_errors
+from oneshotgan.files import replacing
 
 VARIABLE = "ONESHOTGAN_WEIGHTS"
 STALLED = 30.0  # seconds without a byte after which a download is given up
@@ -158,6 +158,11 @@ def find(wanted: WeightsFile) -> Path:
     """The path of `wanted` on this machine, downloaded if need be; see `load`."""
     folder = os.environ.get(VARIABLE)
     if folder:
+        folder = os.path.expanduser(folder)
+        if not os.path.isdir(folder):
+            raise UserError(
+                f"{VARIABLE} names {folder}, which is no folder: name the one that holds {wanted.name}"
+            )
         for name in (wanted.name, *wanted.other_names):
             if os.path.isfile(Path(folder) / name):
                 return Path(folder) / name
@@ -199,7 +204,10 @@ def values_digest(tensors: dict[str, Tensor]) -> str:
 def _read(path: Path, wanted: WeightsFile) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: state[name].float() for name in wanted.layers}
+        tensors = {name: state[name].float() for name in wanted.layers}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise ValueError("a weight is not finite")
+        return tensors
     except Exception as error:  # a damaged or hostile file can fail in any way
         raise UserError(
             f"{path} is damaged or does not hold the layers of {wanted.name}: "
@@ -216,68 +224,53 @@ def _is_canonical(path: Path, wanted: WeightsFile) -> bool:
 
 def _fetch(wanted: WeightsFile, target: Path) -> Path:
     """Download to `target`, one process at a time; the others wait and find it there."""
-    with storage_errors(target.parent, place=VARIABLE):
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
-        with lock:
-            if os.path.isfile(target) and _is_canonical(target, wanted):
-                return target
-            with _network_errors(wanted, target):
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not (os.path.isfile(target) and _is_canonical(target, wanted)):
                 _download(wanted, target)
+    except (OSError, http.client.HTTPException, ValueError, _BadDownload, UserError) as error:
+        raise UserError(
+            f"cannot download {wanted.url} ({_reason(error)}): put it into {target.parent}, "
+            f"or name a folder that holds it in {VARIABLE}"
+        ) from error
     return target
 
 
 def _download(wanted: WeightsFile, target: Path) -> None:
-    """Raises OSError or HTTPException where the network fails; nothing is left then."""
+    """Nothing is left where this fails, with whatever error the network or the disk raises."""
     digest, received = hashlib.sha256(), 0
     with urllib.request.urlopen(wanted.url, timeout=STALLED) as answer:
         length = answer.headers.get("Content-Length")
         total = int(length) if length and length.isdigit() else None
-        with replacing(target, place=VARIABLE) as temporary:
+        with replacing(target) as temporary:
             with open(temporary, "wb") as file, _progress(wanted.url, total) as advance:
-                while chunk := _receive(answer):
+                while chunk := answer.read(_CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
                     received += len(chunk)
                     advance(len(chunk))
             if total is not None and received < total:
-                raise _NetworkError(f"cut off after {received:,} of {total:,} bytes")
+                raise _BadDownload(f"cut off after {received:,} of {total:,} bytes")
             if not digest.hexdigest().startswith(wanted.sha256):
-                raise _NetworkError("the file that came has another checksum than the published one")
+                raise _BadDownload("the file that came has another checksum than the published one")
 
 
-class _NetworkError(Exception):
-    """A download that failed, with the reason."""
+class _BadDownload(Exception):
+    """What came is not the file."""
 
 
-def _receive(answer: Any) -> bytes:
-    try:
-        return bytes(answer.read(_CHUNK))
-    except (OSError, http.client.HTTPException) as error:  # told apart from an error of the disk
-        raise _NetworkError(_reason(error)) from error
-
-
-@contextlib.contextmanager
-def _network_errors(wanted: WeightsFile, target: Path) -> Iterator[None]:
-    try:
-        yield
-    except (_NetworkError, urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        raise UserError(
-            f"cannot download {wanted.url} ({one_line(_reason(error))}): put it into {target.parent}, "
-            f"or name a folder that holds it in {VARIABLE}"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UserError) and error.__cause__ is not None:  # from the disk, through `replacing`
+        return _reason(error.__cause__)
     if isinstance(error, urllib.error.HTTPError):
         error.close()  # it is an open answer, too
         return f"the server answered {error.code}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
+        return _reason(error.reason)
     if isinstance(error, TimeoutError):
         return f"no answer for {STALLED:.0f} seconds"
-    reason = getattr(error, "reason", None)
-    if isinstance(reason, TimeoutError):
-        return f"no answer for {STALLED:.0f} seconds"
-    return str(reason or error) or type(error).__name__
+    return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,13 @@ def test_the_released_protocol_adds_its_variants(trained: Path, command: Command
     assert found == NAMES | {"sifid64_released", "lpips_alex_released", "dist_to_train_alex_released"}
 
 
+def test_a_terminal_without_arrows(trained: Path, start: Callable[..., Any], with_weights: Path) -> None:
+    process = start("evaluate", trained, "--count", "2", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "(less is better)" in out
+
+
 def test_a_snapshot_has_a_file_of_its_own(trained: Path, command: Command, with_weights: Path) -> None:
     assert command("evaluate", trained, "--count", "3", "--step", "4").code == 0
     assert not (trained / "metrics.json").exists()
@@ -113,7 +122,7 @@ def test_without_weights_the_rest_is_given(
     outcome = command("evaluate", trained, "--count", "4")
     assert outcome.code == 0
     assert set(entries(trained / "metrics.json")) == {"ms_ssim_2scale"}
-    lines = outcome.err.splitlines()
+    lines = [line for line in outcome.err.splitlines() if not line.startswith("measuring")]
     assert len(lines) == 2
     for line, name in zip(
         lines, ("inception_v3_google-0cc3c7bd.pth", "alexnet-owt-7be5be79.pth"), strict=True
@@ -125,6 +134,31 @@ def test_without_weights_the_rest_is_given(
             "ONESHOTGAN_WEIGHTS",
         ):
             assert part in line
+
+
+def test_better_figures_are_kept_where_weights_are_missing(
+    trained: Path, command: Command, with_weights: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("evaluate", trained, "--count", "3")
+    before = (trained / "metrics.json").read_bytes()
+    monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(workdir))
+    outcome = command("evaluate", trained, "--count", "3")
+    assert outcome.code == 0
+    assert "metrics.json is kept" in outcome.err
+    assert (trained / "metrics.json").read_bytes() == before
+
+
+def test_arrays_are_taken_as_they_come_from_sampling(
+    trained: Path, alex: metrics.LPIPS, stem: metrics.InceptionStem
+) -> None:
+    fake, real = OneShotGAN.from_pretrained(trained).sample(range(3)), Run.open(trained).frames()
+    assert metrics.lpips_diversity(fake, alex) == metrics.lpips_diversity(torch.from_numpy(fake), alex)
+    assert metrics.ms_ssim_diversity(fake) < 1
+    assert metrics.sifid(fake, real, stem).shape == (3,)
+    assert metrics.distance_to_train(fake, real, alex).distance.shape == (3,)
+    assert metrics.aligned_distance(fake, real, alex).distance.shape == (3,)
+    with pytest.raises(ValueError, match=r"\(N, H, W, 3\)"):
+        metrics.ms_ssim_diversity(fake[0])
 
 
 # --- any images ---
