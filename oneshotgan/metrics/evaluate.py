@@ -17,7 +17,7 @@ from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
 from oneshotgan.machine import choose, memory_errors
-from oneshotgan.metrics.figures import SMALL_LAYERS, Measured, Networks, Reference, measure
+from oneshotgan.metrics.figures import SMALL_LAYERS, Measured, Networks, Reference, check_count, measure
 from oneshotgan.perceptual.inception import LAYERS
 from oneshotgan.run import Run
 from oneshotgan.sampling import OneShotGAN
@@ -95,6 +95,7 @@ def evaluate_images(
     _checked(count)
     with memory_errors(_LESS_MEMORY):
         samples = media.read_frames(fake, lambda size: size, count)
+        check_count(len(samples.images))
         size = samples.images.shape[1:3]
         reals = media.read_frames(real, lambda _: (size[0], size[1]), MAX_REALS)
         for notice in (*samples.notices, *reals.notices):

@@ -171,10 +171,7 @@ def measure(
     Raises:
         UserError: fewer than two samples, or images too small for a figure.
     """
-    if len(fake) < 2:
-        raise UserError(
-            f"diversity compares samples with one another: give 2 images or more, not {len(fake)}"
-        )
+    check_count(len(fake))
     size, real = image_size(fake), reference.images
     every = "the training image" if len(real) == 1 else f"mean over all {len(real)} training frames"
     figures: list[Figure] = []
@@ -227,6 +224,12 @@ def measure(
         error = jackknife.mean_error(plain.min(dim=1).values)
         add(f"dist_to_train_{network.name}_released", error, of, network.weights)
     return Measured(figures, nearest)
+
+
+def check_count(samples: int) -> None:
+    """Raise a UserError unless there are two samples to compare."""
+    if samples < 2:
+        raise UserError(f"diversity compares samples with one another: give 2 images or more, not {samples}")
 
 
 def small_figures(real: np.ndarray, networks: Networks) -> Callable[[np.ndarray], dict[str, float]]:
