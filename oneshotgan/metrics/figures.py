@@ -191,15 +191,15 @@ def measure(
                 first = jackknife.mean_error(distances[:, 0])
                 add(f"{name}_released", first, "the first training frame", stem.weights)
 
-    # Diversity: all pairs of samples
+    # Diversity: all pairs of samples; MS-SSIM first, while no features take memory
+    similarities = None if small else ms_ssim_pairs(fake)
     features = None
     if (network := networks.lpips) is not None:
         features = network.embed(fake)
         pairs = lpips.distances(features, features)
         add(f"lpips_{network.name}", jackknife.pairs_mean_error(pairs), weights=network.weights)
-    if small:
+    if similarities is None:
         return Measured(figures)
-    similarities = ms_ssim_pairs(fake)
     add(f"ms_ssim_{scales_for(*size)}scale", jackknife.pairs_mean_error(similarities))
 
     # Memorisation: the nearest of the training images and of their copies

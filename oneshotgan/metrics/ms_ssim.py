@@ -1,14 +1,13 @@
 """MS-SSIM, the multi-scale structural similarity (Wang, Simoncelli and Bovik, 2003), of many pairs.
 
 What belongs to one image, its blurred mean and variance at every scale, is computed once; a pair then needs
-one blurred product a scale. The blur is two products with a banded matrix, which a processor does faster
-than a convolution by channel. The values are those of pytorch-msssim; a pair takes a fraction of its time.
+one blurred product a scale. The blur adds up shifted copies, which a processor does faster than a convolution
+by channel. The values are those of pytorch-msssim; a pair takes a fraction of its time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -114,17 +113,20 @@ def _compare(left: list[_Level], i: int, right: list[_Level], chunk: slice) -> T
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """The weighted mean of each window that lies inside the image."""
-    rows, columns = (_band(side).to(x.device) for side in x.shape[2:])
-    return rows @ (x @ columns.T)
+    """The weighted mean of each window inside the image, along one side and then along the other."""
+    for dim in (2, 3):
+        inside = x.shape[dim] - WINDOW + 1
+        total = _WEIGHTS[0] * x.narrow(dim, 0, inside)
+        for i, weight in enumerate(_WEIGHTS[1:], start=1):
+            total.add_(x.narrow(dim, i, inside), alpha=weight)
+        x = total
+    return x
 
 
-@lru_cache(maxsize=32)
-def _band(side: int) -> Tensor:
-    """(side − 10, side): row i holds the Gaussian window at position i."""
+def _gaussian() -> list[float]:
     offsets = torch.arange(WINDOW) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    band = torch.zeros(side - WINDOW + 1, side)
-    for i in range(len(band)):
-        band[i, i : i + WINDOW] = window / window.sum()
-    return band
+    return [float(weight) for weight in window / window.sum()]
+
+
+_WEIGHTS = _gaussian()

@@ -334,7 +334,7 @@ def test_small_figures_use_a_few_frames(
         (("run", "--inception", "vgg"), "vgg"),
         (("run", "--all", "--step", "4"), "leave out --step"),
         (("--fake", "none", "--real", "scene.png"), "no such file"),
-        (("--fake", "run/input", "--real", "none.png"), "no such file"),
+        (("--fake", "run/samples", "--real", "none.png"), "no such file"),
         (("--fake", "run/input", "--real", "scene.png"), "2 images or more, not 1"),
         (("--fake", "run/samples", "--real", "scene.png", "--all"), "are for runs"),
     ],
