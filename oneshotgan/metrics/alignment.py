@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oneshotgan import augment
-from oneshotgan.data import as_images, image_size, in_batches
+from oneshotgan.data import PIXELS_AT_ONCE, as_images, image_size, in_batches
 from oneshotgan.metrics.distance import Nearest
 from oneshotgan.perceptual import lpips
 from oneshotgan.perceptual.lpips import LPIPS, Features
@@ -46,14 +46,19 @@ def aligned_distance(
     features = features or network.embed(fake)
     frames, maps = _search(_shrunk(fake, COARSE, network), _shrunk(real, COARSE, network))
     fine_fake, fine_real = _shrunk(fake, FINE, network), _shrunk(real, FINE, network)
+    height, width = image_size(fake)
+    at_once = max(1, PIXELS_AT_ONCE // (height * width))
     found = []
     for frame, start in zip(frames, maps, strict=True):  # the best candidates, the second best, …
         parts = []
         for chunk in torch.split(torch.arange(len(fake)), _AT_ONCE):
             refined = _refined(fine_fake[chunk], fine_real[frame[chunk]], start[chunk])
-            shown = _whole(real[frame[chunk].to(real.device)], network)
-            moved = augment.apply_transforms([shown], _matrices(refined, shown))[0]
-            parts.append(lpips.paired_distances(features[chunk], network.embed(moved)))
+            for few, maps_of_few in zip(
+                torch.split(chunk, at_once), torch.split(refined, at_once), strict=True
+            ):
+                shown = _whole(real[frame[few].to(real.device)], network)
+                moved = augment.apply_transforms([shown], _matrices(maps_of_few, shown))[0]
+                parts.append(lpips.paired_distances(features[few], network.embed(moved)))
         found.append(torch.cat(parts))
     distance, which = torch.stack(found).min(dim=0)
     return Nearest(distance, frames.gather(0, which[None])[0])
