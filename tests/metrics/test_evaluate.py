@@ -296,6 +296,26 @@ def test_figures_during_training(photo: Path, train: Command, with_weights: Path
         assert Path("run", name).read_bytes() == Path("plain", name).read_bytes()
 
 
+def test_figures_of_a_run_that_goes_on_are_those_of_one_that_never_stopped(
+    photo: Path, train: Command, with_weights: Path
+) -> None:
+    flags = ("--evaluate-every", "2", "--log-every", "2", "--checkpoint-every", "2")
+    train(photo, "--out", "whole", "--steps", "8", *flags)
+    train(photo, "--out", "parts", "--steps", "4", *flags)
+    newest = max(Path("parts/checkpoints").iterdir())
+    newest.unlink()  # as if it had been killed before the last checkpoint was written
+    assert train(photo, "--out", "parts", "--steps", "8", *flags).code == 0
+
+    def told(run: str) -> list[tuple[int, dict[str, float]]]:
+        lines = Path(run, "stats.jsonl").read_text(encoding="utf-8").splitlines()
+        return [(line["step"], line["figures"]) for line in map(json.loads, lines)]
+
+    assert told("parts") == told("whole")
+    assert [step for step, _ in told("whole")] == [2, 4, 6, 8]
+    for name in ("model/model.safetensors", "samples/step-000008.png"):
+        assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
+
+
 def test_a_training_that_cannot_measure_does_not_begin(
     photo: Path, train: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
