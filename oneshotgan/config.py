@@ -125,10 +125,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "preview": {
         "short_size": 64,
         "base_width": 16,
+        "diversity_weight": 0.4,
         "augment_probability": 0.3,
         "learning_rate_g": 5e-4,
         "learning_rate_d": 5e-4,
-        "ema_decay": 0.99,
+        "ema_decay": 0.999,
         "steps": 4500,
     },
 }
