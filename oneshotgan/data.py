@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIXELS_AT_ONCE = (
-    2**20
-)  # of images that a network sees in one pass outside training, so that memory is bounded
+# Of images that a network sees in one pass outside training, so that memory is bounded.
+PIXELS_AT_ONCE = 2**20
 LARGEST_BATCH = 64  # images
 
 
@@ -35,6 +34,11 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` indices, evenly spread, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def in_batches(images: Tensor, device: torch.device | str = "cpu") -> Iterator[Tensor]:

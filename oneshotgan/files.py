@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from oneshotgan.errors import UserError
 
@@ -75,6 +77,11 @@ def write_bytes(path: Path | str, content: bytes, remedy: str = ANOTHER_PLACE) -
 def write_text(path: Path | str, content: str, remedy: str = ANOTHER_PLACE) -> None:
     """Write `content` as UTF-8 to `path`, whole or not at all (see `replacing`)."""
     write_bytes(path, content.encode(), remedy)
+
+
+def write_json(path: Path | str, content: dict[str, Any], remedy: str = ANOTHER_PLACE) -> None:
+    """Write `content` as JSON to `path`, whole or not at all (see `replacing`)."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", remedy)
 
 
 def _umask() -> int:

@@ -21,7 +21,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 
 from oneshotgan import __version__, config, media
-from oneshotgan.data import in_batches, to_uint8
+from oneshotgan.data import in_batches, spread, to_uint8
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
 from oneshotgan.machine import memory_errors
@@ -102,7 +102,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
     gan = OneShotGAN.from_pretrained(run.path)
     stats = run.stats()
     figures, measured_at = _read_figures(run.path / "metrics.json")
-    shown = np.linspace(0, len(frames) - 1, min(len(frames), SHOWN_REALS)).round().astype(int)
+    shown = spread(len(frames), SHOWN_REALS)
     machines = [f"{m['processor']}, {m['device']}, {m['precision']}" for m in record["machines"]]
     height, width = frames.shape[1:3]
     return {
@@ -130,7 +130,7 @@ def _samples(gan: OneShotGAN, frames: np.ndarray, network: LPIPS | None) -> list
     images = gan.sample(range(SHOWN))
     if network is None:
         return [Sample(seed, _picture(image)) for seed, image in enumerate(images)]
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), COMPARED)).round().astype(int)
+    chosen = spread(len(frames), COMPARED)
     real = torch.from_numpy(frames[chosen])
     nearest = distance_to_train(torch.from_numpy(images), real, network)
     found = []
@@ -195,7 +195,7 @@ def _curve(name: str, points: list[tuple[int, float]]) -> Curve:
 
 def _thinned(points: list[tuple[int, float]]) -> Iterable[tuple[int, float]]:
     """At most `CURVE_POINTS` points, the first and the last among them."""
-    chosen = np.linspace(0, len(points) - 1, min(len(points), CURVE_POINTS)).round().astype(int)
+    chosen = spread(len(points), CURVE_POINTS)
     return (points[i] for i in chosen)
 
 

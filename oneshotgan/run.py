@@ -26,8 +26,9 @@ from torch import Tensor
 
 from oneshotgan import __version__, config, media
 from oneshotgan.config import Config
+from oneshotgan.data import spread
 from oneshotgan.errors import UserError
-from oneshotgan.files import replacing, storage_errors, write_bytes, write_text
+from oneshotgan.files import replacing, storage_errors, write_bytes, write_json, write_text
 
 KEPT_CHECKPOINTS = 3
 KEPT_SNAPSHOTS = 32
@@ -64,7 +65,7 @@ class Run:
                 left.unlink()
         for index, frame in enumerate(frames):
             media.write_png(self.path / "input" / f"frame-{index:06d}.png", frame)
-        shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
+        shown = frames[spread(len(frames), 16)]
         media.write_png(self.path / "reals.png", media.contact_sheet(shown))
         record = {
             "version": __version__,
@@ -74,7 +75,7 @@ class Run:
         }
         model = config.to_dict(settings)
         content = {"method": model["method"], "model": model["model"], "size": list(frames.shape[1:3])}
-        _write_json(self.path / "model" / "config.json", content)
+        write_json(self.path / "model" / "config.json", content)
         self._write_config(settings, record)
 
     @classmethod
@@ -311,7 +312,7 @@ class Run:
         return dict(content)
 
     def _write_config(self, settings: Config, record: dict[str, Any]) -> None:
-        _write_json(self.path / "config.json", config.to_dict(settings) | {"run": record})
+        write_json(self.path / "config.json", config.to_dict(settings) | {"run": record})
 
 
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
@@ -326,10 +327,6 @@ def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 def _write_weights(path: Path, step: int, weights: dict[str, Tensor]) -> None:
     write_bytes(path, safetensors_bytes(weights, metadata={"step": str(step)}))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _steps(folder: Path, suffix: str) -> list[int]:

@@ -156,6 +156,20 @@ def alex(random_weights: Path) -> LPIPS:
         return LPIPS.load("alex")
 
 
+@pytest.fixture
+def passes(alex: LPIPS, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass of the network `alex` saw."""
+    seen: list[int] = []
+    maps = alex.maps
+
+    def counting(x: Tensor) -> list[Tensor]:
+        seen.append(len(x))
+        return maps(x)
+
+    monkeypatch.setattr(alex, "maps", counting)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def stem(random_weights: Path) -> InceptionStem:
     """The stem of a random Inception."""

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
-from oneshotgan.data import Batches, random_stream
+from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream
 from oneshotgan.ema import EMA
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.plan import make_plan
-
-PIXELS_AT_ONCE = 2**20  # drawn in one pass, so that a contact sheet of large images fits into memory
 
 
 class OneShot:

@@ -43,7 +43,8 @@ def aligned_distance(
         Distances, and indices of the training images.
     """
     fake, real = as_images(fake), as_images(real)
-    features = features or network.embed(fake)
+    if features is None:
+        features = network.embed(fake)
     frames, maps = _search(_shrunk(fake, COARSE, network), _shrunk(real, COARSE, network))
     fine_fake, fine_real = _shrunk(fake, FINE, network), _shrunk(real, FINE, network)
     height, width = image_size(fake)

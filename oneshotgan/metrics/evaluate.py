@@ -14,8 +14,9 @@ import torch
 
 from oneshotgan import media
 from oneshotgan.config import MachineConfig
+from oneshotgan.data import spread
 from oneshotgan.errors import UserError
-from oneshotgan.files import write_text
+from oneshotgan.files import write_json
 from oneshotgan.machine import choose, memory_errors
 from oneshotgan.metrics.figures import SMALL_LAYERS, Measured, Networks, Reference, check_count, measure
 from oneshotgan.perceptual.inception import LAYERS
@@ -66,7 +67,7 @@ def evaluate_run(
     if incomplete and (run.path / name).exists():
         say(f"{run.path / name} is kept as it was: without weights there would be less in it")
     else:
-        write_json(run.path / name, content)
+        write_json(run.path / name, content, _REMEDY)
     return content
 
 
@@ -146,7 +147,7 @@ def evaluate_snapshots(
     for index, row in enumerate(rows):
         row["unbeaten"] = index in front
     content = {"best": steps[choose_best(points)], "count": count, "steps": rows}
-    write_json(run.path / "metrics-all.json", content)
+    write_json(run.path / "metrics-all.json", content, _REMEDY)
     return content
 
 
@@ -218,11 +219,6 @@ def snapshot_table(content: dict[str, Any]) -> str:
     return _aligned(rows)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", _REMEDY)
-
-
 def _writable(run: Run) -> Run:
     """The run, if a file can be written into it: that is told before the work, not after."""
     if not os.access(run.path, os.W_OK):
@@ -233,8 +229,8 @@ def _writable(run: Run) -> Run:
 def _reals(run: Run) -> np.ndarray:
     """The training images that samples are compared with."""
     frames = run.frames()
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), MAX_REALS)).round().astype(int)
-    return np.ascontiguousarray(frames[chosen])
+    chosen: np.ndarray = frames[spread(len(frames), MAX_REALS)]
+    return chosen
 
 
 def _prepare(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshotgan.data import image_size, in_batches
+from oneshotgan.data import image_size, in_batches, spread
 from oneshotgan.errors import UserError
 from oneshotgan.metrics import jackknife, sifid
 from oneshotgan.metrics.alignment import aligned_distance
@@ -240,8 +240,8 @@ def small_figures(real: np.ndarray, networks: Networks) -> Callable[[np.ndarray]
     Args:
         real: uint8 (M, H, W, 3), the training images.
     """
-    chosen = np.linspace(0, len(real) - 1, min(len(real), SMALL_REALS)).round().astype(int)
-    reference = Reference.of(torch.from_numpy(real[chosen]), networks, SMALL_LAYERS)
+    chosen = real[spread(len(real), SMALL_REALS)]
+    reference = Reference.of(torch.from_numpy(chosen), networks, SMALL_LAYERS)
 
     def figures(fake: np.ndarray) -> dict[str, float]:
         measured = measure(torch.from_numpy(fake), reference, networks, small=True)
