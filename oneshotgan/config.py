@@ -60,6 +60,10 @@ class OneShotConfig:
         0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1
     )
     feature_augment_probability: float = setting(0.4, "Of mixing real features in D; 0 turns it off.", 0, 1)
+    power_iteration: Literal["step", "forward"] = setting(
+        "step", "Refine the spectral norms once a step, or before every forward pass."
+    )
+    joined_pass: bool = setting(True, "D judges real and generated images in one pass, not in two.")
     learning_rate_g: float = setting(2e-4, "Adam's learning rate for the generator.", 0, 1)
     learning_rate_d: float = setting(2e-4, "Adam's learning rate for the discriminator.", 0, 1)
     adam_beta1: float = setting(0.5, "Adam's β1.", 0, 0.9999)

@@ -25,6 +25,11 @@ def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
@@ -101,11 +106,17 @@ class Batches:
 
     def at(self, step: int) -> list[Tensor]:
         """The real images of `step`: a pyramid, the finest first, each (batch_size, 3, h, w) in [-1, 1]."""
-        indices = self._indices(random_stream(self.seed, "batch", step))
-        return pyramid(to_float(self.frames[indices.to(self.frames.device)]), self.scales)
+        return self.images(self.indices(step))
 
-    def _indices(self, generator: torch.Generator) -> Tensor:
-        count = len(self.frames)
+    def indices(self, step: int) -> Tensor:
+        """Which frames make the batch of `step`, (batch_size,), on the device."""
+        stream, count = random_stream(self.seed, "batch", step), len(self.frames)
         if count >= self.batch_size:
-            return torch.randperm(count, generator=generator)[: self.batch_size]
-        return torch.randint(count, (self.batch_size,), generator=generator)
+            drawn = torch.randperm(count, generator=stream)[: self.batch_size]
+        else:
+            drawn = torch.randint(count, (self.batch_size,), generator=stream)
+        return drawn.to(self.frames.device)
+
+    def images(self, indices: Tensor) -> list[Tensor]:
+        """These frames as a pyramid."""
+        return pyramid(to_float(self.frames[indices]), self.scales)

@@ -25,15 +25,18 @@ def ema_decay_at(step: int, decay: float) -> float:
 class EMA(Generic[Network]):
     """Keeps `network`, a copy whose parameters follow those of the trained network; buffers are copied."""
 
-    def __init__(self, trained: Network, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, trained: Network) -> None:
         self.network: Network = copy.deepcopy(trained).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, trained: Network, step: int) -> None:
-        """average ← decay · average + (1 − decay) · trained, after update number `step` (from 1)."""
+    def update(self, trained: Network, decay: Tensor) -> None:
+        """average ← decay · average + (1 − decay) · trained.
+
+        Args:
+            decay: see `ema_decay_at`; a scalar on the device, so that nothing is read back from it.
+        """
         averages: list[Tensor] = list(self.network.parameters())
-        sources: list[Tensor] = list(trained.parameters())
-        torch._foreach_lerp_(averages, sources, 1 - ema_decay_at(step, self.decay))
+        torch._foreach_mul_(averages, decay)
+        torch._foreach_add_(averages, torch._foreach_mul(list(trained.parameters()), 1 - decay))
         for average, source in zip(self.network.buffers(), trained.buffers(), strict=True):
             average.copy_(source)

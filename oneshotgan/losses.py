@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oneshotgan.data import at_least_float32
 from oneshotgan.models.discriminator import Decisions
 
 # Eq. 2: L_adv = L_content + L_layout + 2 L_low-level.
@@ -23,20 +26,14 @@ def diversity(features: list[Tensor], squash: bool = True) -> Tensor:
     Returns:
         A scalar; 0 for equal samples.
     """
-    return torch.stack([_mean_pairwise_l1(torch.tanh(x.float()) if squash else x) for x in features]).mean()
+    compared = [at_least_float32(x) for x in features]
+    return torch.stack([_mean_pairwise_l1(x.tanh() if squash else x) for x in compared]).mean()
 
 
 def _mean_pairwise_l1(x: Tensor) -> Tensor:
-    """Mean of |x_i − x_j| over the elements and over all pairs i < j of the first dimension.
-
-    Rolling the batch by 1 … ⌊N/2⌋ meets every pair once (for even N, the last roll meets each twice).
-    """
-    samples = x.shape[0]
-    total = x.new_zeros((), dtype=torch.float32)
-    for shift in range(1, samples // 2 + 1):
-        pairs = samples / 2 if 2 * shift == samples else samples
-        total = total + pairs * (x - x.roll(shift, dims=0)).abs().mean(dtype=torch.float32)
-    return total / (samples * (samples - 1) / 2)
+    """Mean of |x_i − x_j| over the elements and over all pairs i < j of the first dimension."""
+    rows = x.permute(0, 2, 3, 1).flatten(1)  # the order of elements does not matter; this one is no copy
+    return torch.pdist(rows, p=1).mean() / rows.shape[1]
 
 
 def diversity_scale(norm: str, samples: int, blocks: int) -> float:
@@ -61,10 +58,19 @@ def part_losses(logits: Decisions, real: bool) -> dict[str, Tensor]:
         One scalar per part that exists: ``low_level``, ``content``, ``layout``.
     """
     sign = -1.0 if real else 1.0  # −log D = softplus(−logit), −log(1 − D) = softplus(logit)
-    return {
-        name: torch.stack([F.softplus(sign * x.float()).mean() for x in decisions]).mean()
-        for name, decisions in logits.parts().items()
-    }
+    losses = {}
+    for name, decisions in logits.parts().items():
+        x = at_least_float32(torch.cat([decision.flatten() for decision in decisions]))
+        sizes = tuple(decision.numel() for decision in decisions)
+        losses[name] = torch.dot(F.softplus(sign * x), _mean_of_means(sizes, x.dtype, x.device))
+    return losses
+
+
+@functools.lru_cache(maxsize=64)
+def _mean_of_means(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights that turn concatenated values into the mean over the groups of each group's mean."""
+    parts = [torch.full((size,), 1 / (size * len(sizes)), dtype=dtype, device=device) for size in sizes]
+    return torch.cat(parts)
 
 
 def adversarial(parts: dict[str, Tensor]) -> Tensor:

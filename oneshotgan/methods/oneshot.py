@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,42 @@ from torch import Tensor
 from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
 from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream
-from oneshotgan.ema import EMA
+from oneshotgan.ema import EMA, ema_decay_at
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
+from oneshotgan.models.layers import WorkingWeights
 from oneshotgan.models.plan import make_plan
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that one step takes from outside: its random numbers and the place in the schedule.
+
+    Attributes:
+        frames: (N,) which frames are the real images.
+        z_G, z_D: (N, noise_dim) from N(0, I), for the generator's and the discriminator's update.
+        transforms_G, transforms_D: (N, 2, 3) and (2N, 2, 3), image augmentation (reals first); None if off.
+        features: feature augmentation; None if off.
+        ema_decay: scalar.
+    """
+
+    frames: Tensor
+    z_G: Tensor
+    z_D: Tensor
+    transforms_G: Tensor | None
+    transforms_D: Tensor | None
+    features: feature_augment.FeatureAugmentDraw | None
+    ema_decay: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        values = [getattr(self, field.name) for field in fields(self) if field.name != "features"]
+        if self.features is not None:
+            values += [getattr(self.features, field.name) for field in fields(self.features)]
+        return [value for value in values if value is not None]
 
 
 class OneShot:
@@ -27,7 +59,8 @@ class OneShot:
         config: all settings; `config.model` is an OneShotConfig.
         frames: uint8 (N, H, W, 3), at the planned size.
         device: where to train.
-        precision: "fp32", or "bf16" for autocast of the networks' convolutions.
+        precision: of the convolutions of the generator and of the discriminator's low-level part, "fp32" or
+            "bf16"; all else is float32. "fp64" is for tests: everything in float64.
     """
 
     loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity")
@@ -35,15 +68,20 @@ class OneShot:
     def __init__(self, config: Config, frames: np.ndarray, device: torch.device, precision: str) -> None:
         self.settings: OneShotConfig = config.model
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
-        self.device, self.precision = device, precision
+        self.device = device
         self.plan = make_plan((frames.shape[1], frames.shape[2]), self.settings.base_width)
         self.batches = Batches(frames, self.batch_size, self.plan.low_level_blocks, self.seed, device)
         with seeded_initialisation(self.seed):
             self.G = Generator(self.plan, self.settings.noise_dim, self.settings.all_rgb_heads)
             self.D = Discriminator(self.plan, self.settings.content_branch, self.settings.layout_branch)
+        low, full = PRECISIONS[precision], torch.float64 if precision == "fp64" else torch.float32
         for network in (self.G, self.D):
-            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = EMA(self.G, self.settings.ema_decay)
+            network.to(device=device, dtype=full)
+        self.ema = EMA(self.G)
+        self.weights_G = WorkingWeights({self.G: low})
+        precisions: dict[torch.nn.Module, torch.dtype] = {self.D.low_level: low}
+        precisions |= {branch: full for branch in (self.D.content, self.D.layout) if branch is not None}
+        self.weights_D = WorkingWeights(precisions)
         betas = (self.settings.adam_beta1, self.settings.adam_beta2)
         self.optimiser_G = torch.optim.Adam(
             self.G.parameters(), self.settings.learning_rate_g, betas, fused=True
@@ -53,41 +91,57 @@ class OneShot:
         )
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Iteration `step` (from 1): one generator update, one discriminator update with fresh z, then EMA.
+        """Iteration `step` (from 1). Returns the losses by name, detached scalars on the device."""
+        return self.update(self.draw(step))
 
-        All randomness depends on (seed, step). Nothing is read back from the device.
+    def draw(self, step: int) -> Draws:
+        """The random numbers of `step`; they depend on (seed, step) alone. On the device."""
+        settings, count = self.settings, self.batch_size
+        features = None
+        if settings.feature_augment_probability > 0:
+            stream = random_stream(self.seed, "features", step)
+            features = feature_augment.draw(count, self.plan.branch_widths[0], stream, self.device)
+        return Draws(
+            frames=self.batches.indices(step),
+            z_G=self._noise("z_G", step),
+            z_D=self._noise("z_D", step),
+            transforms_G=self._transforms("augment_G", step, count),
+            transforms_D=self._transforms("augment_D", step, 2 * count),
+            features=features,
+            ema_decay=torch.tensor(ema_decay_at(step, settings.ema_decay)).to(self.device),
+        )
 
-        Returns:
-            The losses by name, detached scalars on the device.
+    def update(self, draws: Draws) -> dict[str, Tensor]:
+        """One generator update, one discriminator update with fresh z, then the moving average.
+
+        A function of the state and `draws` alone, with shapes that never change; nothing is read back from
+        the device.
         """
+        iterate = self.settings.power_iteration == "forward"
+
         # Generator: min L_adv − λ L_DR (eq. 3), the discriminator fixed
-        layers.power_iteration(self.G)
-        layers.power_iteration(self.D)
-        self.D.requires_grad_(False)
-        with self._autocast():
-            fake = self.G(self._noise("z_G", step))
-            diversity = self._diversity(fake.features)
-            logits_fake = self.D(self._augmented(fake.images, "augment_G", step))
+        self.weights_G.refresh()
+        self.weights_D.refresh()
+        self._train(self.G)
+        fake = self.G(draws.z_G)
+        diversity = self._diversity(fake.features)
+        logits_fake = self.D(self._augmented(fake.images, draws.transforms_G))
         loss_G = losses.generator_loss(logits_fake, diversity, self._diversity_strength)
         self.optimiser_G.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_G)
+        self.weights_G.pull_back()
         self.optimiser_G.step()
 
-        # Discriminator: max L_adv (eq. 2), real and generated images in one pass through one door
-        self.D.requires_grad_(True)
-        with self._autocast():
-            with torch.no_grad():
-                fake = self.G(self._noise("z_D", step))
-            both = [torch.cat(pair) for pair in zip(self.batches.at(step), fake.images, strict=True)]
-            logits = self.D(self._augmented(both, "augment_D", step), self._feature_transform(step))
-        logits_real, logits_fake = logits.split(self.batch_size)
-        loss_D = losses.discriminator_loss(logits_real, logits_fake)
-        self.optimiser_D.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_D)
-        self.optimiser_D.step()
+        # Discriminator: max L_adv (eq. 2), real and generated images through one door
+        self.weights_G.refresh(iterate)
+        self._train(self.D)
+        with torch.no_grad():
+            fake = self.G(draws.z_D)
+        real = self.batches.images(draws.frames)
+        loss_D = self._update_D(real, fake.images, draws)
 
         # Moving average of the generator
-        self.ema.update(self.G, step)
+        self.ema.update(self.G, draws.ema_decay)
 
         terms = {"loss_G": loss_G, "loss_D": loss_D}
         if diversity is not None:
@@ -126,9 +180,40 @@ class OneShot:
             "optimiser_D": self.optimiser_D,
         }
 
-    def _noise(self, name: str, step: int) -> Tensor:
-        generator = random_stream(self.seed, name, step)
-        return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator).to(self.device)
+    # --- the parts of an update ---
+
+    def _update_D(self, real: list[Tensor], fake: list[Tensor], draws: Draws) -> Tensor:
+        """One update of the discriminator; gives loss_D."""
+        per_forward = self.settings.power_iteration == "forward"
+        joined = [torch.cat(pair) for pair in zip(real, fake, strict=True)]
+        both = self._augmented(joined, draws.transforms_D)
+        self.optimiser_D.zero_grad(set_to_none=True)
+        if self.settings.joined_pass:
+            if per_forward:
+                self.weights_D.refresh()
+            logits_real, logits_fake = self.D(both, self._feature_transform(draws)).split(self.batch_size)
+            loss_D = losses.discriminator_loss(logits_real, logits_fake)
+            torch.autograd.backward(loss_D)
+            self.weights_D.pull_back()
+        else:
+            loss_D = torch.zeros((), device=self.device)
+            for is_real in (True, False):
+                if per_forward:
+                    self.weights_D.refresh()
+                part = slice(self.batch_size) if is_real else slice(self.batch_size, None)
+                logits = self.D([x[part] for x in both], self._feature_transform(draws) if is_real else None)
+                loss = losses.adversarial(losses.part_losses(logits, real=is_real))
+                torch.autograd.backward(loss)
+                self.weights_D.pull_back()
+                loss_D = loss_D + loss.detach()
+        self.optimiser_D.step()
+        return loss_D
+
+    def _train(self, network: Generator | Discriminator) -> None:
+        """Gradients for this one of the two networks, and none for the other."""
+        for each, weights in ((self.G, self.weights_G), (self.D, self.weights_D)):
+            each.requires_grad_(each is network)
+            weights.requires_grad_(each is network)
 
     def _diversity(self, features: list[Tensor]) -> Tensor | None:
         if self.settings.diversity_weight == 0:
@@ -140,28 +225,17 @@ class OneShot:
         scale = losses.diversity_scale(self.settings.diversity_norm, self.batch_size, self.plan.blocks)
         return self.settings.diversity_weight * scale
 
-    def _augmented(self, images: list[Tensor], name: str, step: int) -> list[Tensor]:
-        probability = self.settings.augment_probability
-        if probability == 0:
-            return images
-        uniform = torch.rand(len(images[0]), augment.DRAWS, generator=random_stream(self.seed, name, step))
-        transforms = augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
-        return augment.apply_transforms(images, transforms.to(self.device))
+    def _augmented(self, images: list[Tensor], transforms: Tensor | None) -> list[Tensor]:
+        return images if transforms is None else augment.apply_transforms(images, transforms)
 
-    def _feature_transform(self, step: int) -> FeatureTransform | None:
-        """Feature augmentation of the reals, the first half of the joined batch; None where it is off."""
-        probability = self.settings.feature_augment_probability
-        if probability == 0:
+    def _feature_transform(self, draws: Draws) -> FeatureTransform | None:
+        """Feature augmentation of the reals, which come first in a batch; None where it is off."""
+        draw, probability = draws.features, self.settings.feature_augment_probability
+        if draw is None:
             return None
-        draw = feature_augment.draw(
-            self.batch_size,
-            self.plan.branch_widths[0],
-            random_stream(self.seed, "features", step),
-            self.device,
-        )
+        real, fake = slice(self.batch_size), slice(self.batch_size, None)
 
         def transform(vector: Tensor | None, plane: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            real, fake = slice(self.batch_size), slice(self.batch_size, None)
             if vector is not None:
                 mixed = feature_augment.augment_content(vector[real], draw, probability)
                 vector = torch.cat([mixed, vector[fake]])
@@ -172,8 +246,19 @@ class OneShot:
 
         return transform
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+    # --- the draws ---
+
+    def _noise(self, name: str, step: int) -> Tensor:
+        generator = random_stream(self.seed, name, step)
+        return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator).to(self.device)
+
+    def _transforms(self, name: str, step: int, count: int) -> Tensor | None:
+        probability = self.settings.augment_probability
+        if probability == 0:
+            return None
+        uniform = torch.rand(count, augment.DRAWS, generator=random_stream(self.seed, name, step))
+        transforms = augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
+        return transforms.to(self.device)
 
 
 class OneShotSampler:

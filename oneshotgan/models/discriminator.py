@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from oneshotgan.data import at_least_float32
 from oneshotgan.models.layers import Conv2d, DiscriminatorBlock
 from oneshotgan.models.plan import Plan
 
@@ -66,6 +67,7 @@ class Discriminator(nn.Module):
                 None for a branch that is off, to augmented ones (see `feature_augment`).
         """
         features, low_level = self.low_level(images)
+        features = at_least_float32(features)  # what follows is small: precision costs nothing there
         vector = None if self.content is None else self.content.aggregate(features)
         plane = None if self.layout is None else self.layout.aggregate(features)
         if feature_transform is not None:
@@ -86,7 +88,7 @@ class LowLevel(nn.Module):
         extra = [0] + [width // 8 for width in widths[1:-1]]  # from-RGB channels joined in front of block i
         self.from_rgb = nn.ModuleList(Conv2d(3, width, 3) for width in [widths[0], *extra[1:]])
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(widths[i] + extra[i], widths[i + 1], kernel=3, pool=True, first=i == 0)
+            DiscriminatorBlock(widths[i] + extra[i], widths[i + 1], kernel=3, pool=(True, True), first=i == 0)
             for i in range(plan.low_level_blocks)
         )
         self.decisions = nn.ModuleList(Conv2d(width, 1, 1) for width in widths[1:])
@@ -109,7 +111,7 @@ class ContentBranch(nn.Module):
         super().__init__()
         widths = plan.branch_widths
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(widths[i], widths[i + 1], kernel=1, pool=False)
+            DiscriminatorBlock(widths[i], widths[i + 1], kernel=1, pool=(False, False))
             for i in range(plan.branch_blocks)
         )
         self.decisions = nn.ModuleList(Conv2d(width, 1, 1) for width in widths[1:])
@@ -128,8 +130,11 @@ class LayoutBranch(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.to_one_channel = Conv2d(plan.branch_widths[0], 1, 1)
+        height, width = (side >> plan.low_level_blocks for side in (plan.height, plan.width))
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(1, 1, kernel=3, pool=True) for _ in range(plan.branch_blocks)
+            # a side of one pixel is not pooled
+            DiscriminatorBlock(1, 1, kernel=3, pool=(height >> i > 1, width >> i > 1))
+            for i in range(plan.branch_blocks)
         )
         self.decisions = nn.ModuleList(OneChannelDecision() for _ in range(plan.branch_blocks))
 

@@ -1,5 +1,6 @@
 """Spectral normalisation against the singular values, and the blocks' shortcuts."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -70,21 +71,124 @@ def test_generator_block_against_its_definition() -> None:
 
 
 def test_discriminator_block_against_its_definition() -> None:
-    block = layers.DiscriminatorBlock(6, 4, kernel=3, pool=True).double()
+    block = layers.DiscriminatorBlock(6, 4, kernel=3, pool=(True, True)).double()
     x = torch.randn(2, 6, 8, 10, dtype=torch.float64)
-    main = block.conv2(F.leaky_relu(block.conv1(F.leaky_relu(x, 0.2)), 0.2))
+    main = F.leaky_relu(block.conv1(F.leaky_relu(x, 0.2)), 0.2)
+    main = F.conv2d(main, block.conv2.normalised_weight(), block.conv2.bias, padding=1)
     expected = F.avg_pool2d(main + block.shortcut(x), 2)
     assert torch.allclose(block(x), expected, atol=1e-12)
 
 
-def test_pooling_stops_at_one_pixel() -> None:
-    block = layers.DiscriminatorBlock(1, 1, kernel=3, pool=True)
+def test_pooling_along_one_axis() -> None:
+    block = layers.DiscriminatorBlock(1, 1, kernel=3, pool=(False, True))
     assert block(torch.randn(1, 1, 1, 9)).shape == (1, 1, 1, 4)
-    assert block(torch.randn(1, 1, 1, 1)).shape == (1, 1, 1, 1)
+    assert layers.DiscriminatorBlock(1, 1, kernel=3, pool=(False, False))(torch.ones(1, 1, 1, 1)).numel() == 1
+
+
+RESAMPLING = [
+    {"upsample": True},
+    *({"pool": axes} for axes in [(True, True), (True, False), (False, True), (False, False)]),
+]
+
+
+@pytest.mark.parametrize("how", RESAMPLING, ids=str)
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 2), (2, 1), (1, 1)])
+def test_a_merged_convolution_is_the_same_function(how: dict, size: tuple[int, int]) -> None:
+    conv = layers.Conv2d(3, 4, 3, **how).double()
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    plain = F.interpolate(x, scale_factor=2, mode="nearest") if how.get("upsample") else x
+    plain = F.conv2d(plain, conv.normalised_weight(), conv.bias, padding=1)
+    strides = tuple(2 if pooled else 1 for pooled in how.get("pool", (False, False)))
+    if any(side < stride for side, stride in zip(size, strides, strict=True)):
+        return  # nothing is left
+    plain = F.avg_pool2d(plain, strides)
+    weights = torch.randn_like(plain)
+    assert torch.allclose(conv(x), plain, atol=1e-12)
+    inputs = (x, conv.weight, conv.bias)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    actual = torch.autograd.grad((conv(x) * weights).sum(), inputs)
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("how", RESAMPLING, ids=str)
+def test_unmerging_is_the_transpose_of_merging(how: dict) -> None:
+    conv = layers.Conv2d(3, 4, 3, **how).double()
+    weight = torch.randn_like(conv.weight)
+    kernel = torch.randn_like(conv.merged(weight))
+    inner = (conv.merged(weight) * kernel).sum(), (weight * conv.unmerged(kernel)).sum()
+    assert torch.allclose(*inner, atol=1e-12)
+
+
+def small_network() -> torch.nn.Module:
+    network = torch.nn.Sequential(
+        layers.GeneratorBlock(3, 5, upsample=True, spectral_norm=True),
+        layers.DiscriminatorBlock(5, 4, kernel=3, pool=(True, False)),
+        torch.nn.AdaptiveAvgPool2d(1),
+        layers.Conv2d(4, 2, 1),
+    )
+    for conv in layers.convolutions(network):
+        torch.nn.init.normal_(conv.weight)  # larger than at the start, so that σ is not tiny
+    return network.double()
+
+
+def test_working_weights_carry_gradients_back_as_autograd_does() -> None:
+    network = small_network()
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    expected_output = network(x)
+    expected = torch.autograd.grad(expected_output.square().sum(), list(network.parameters()))
+    weights = layers.WorkingWeights({network: torch.float64})
+    weights.refresh(iterate=False)
+    weights.requires_grad_(True)
+    for times in (1, 2):  # a second backward pass adds to the first
+        output = network(x)
+        assert torch.allclose(output, expected_output, atol=1e-12)
+        output.square().sum().backward()
+        weights.pull_back()
+        for parameter, gradient in zip(network.parameters(), expected, strict=True):
+            assert torch.allclose(parameter.grad, times * gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_working_weights_follow_the_parameters_only_when_refreshed() -> None:
+    network, x = small_network(), torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    weights = layers.WorkingWeights({network: torch.float64})
+    weights.refresh()
+    before = network(x)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(network(x), before)
+    weights.refresh()
+    assert not torch.allclose(network(x), before)
+
+
+def test_a_refresh_makes_one_power_iteration_or_none() -> None:
+    network, other = small_network(), small_network()
+    other.load_state_dict(network.state_dict())
+    weights = layers.WorkingWeights({network: torch.float64})
+    weights.refresh(iterate=False)
+    assert all(
+        torch.equal(a.u, b.u) for a, b in zip(*map(layers.convolutions, (network, other)), strict=True)
+    )
+    weights.refresh()
+    for conv, alone in zip(*map(layers.convolutions, (network, other)), strict=True):
+        alone.power_iteration()
+        assert torch.allclose(conv.u, alone.u, atol=1e-12)
+        assert torch.allclose(conv.prepared.kernel, alone.merged(alone.normalised_weight()), atol=1e-12)
+
+
+def test_working_weights_compute_in_their_precision() -> None:
+    network = small_network().float()
+    x = torch.randn(1, 3, 4, 4)
+    exact = network(x)
+    layers.WorkingWeights({network: torch.bfloat16}).refresh()
+    output = network(x)
+    assert output.dtype == torch.bfloat16
+    assert bool((output.float() - exact).norm() < 0.1 * exact.norm())
 
 
 def test_equal_widths_have_an_identity_shortcut() -> None:
-    block = layers.DiscriminatorBlock(4, 4, kernel=1, pool=False).double()
+    block = layers.DiscriminatorBlock(4, 4, kernel=1, pool=(False, False)).double()
     assert block.shortcut is None
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     main = block.conv2(F.leaky_relu(block.conv1(F.leaky_relu(x, 0.2)), 0.2))
