@@ -178,18 +178,10 @@ def test_a_refresh_makes_one_power_iteration_or_none() -> None:
 
 
 def test_working_weights_compute_in_their_precision() -> None:
-    network = small_network().float()
-    x = torch.randn(1, 3, 4, 4)
-    exact = network(x)
-    layers.WorkingWeights({network: torch.bfloat16}).refresh()
-    output = network(x)
+    block = layers.GeneratorBlock(8, 8, upsample=True, spectral_norm=True)
+    x = torch.randn(4, 8, 6, 6)
+    exact = block(x).detach()
+    layers.WorkingWeights({block: torch.bfloat16}).refresh(iterate=False)
+    output = block(x)
     assert output.dtype == torch.bfloat16
-    assert bool((output.float() - exact).norm() < 0.1 * exact.norm())
-
-
-def test_equal_widths_have_an_identity_shortcut() -> None:
-    block = layers.DiscriminatorBlock(4, 4, kernel=1, pool=(False, False)).double()
-    assert block.shortcut is None
-    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
-    main = block.conv2(F.leaky_relu(block.conv1(F.leaky_relu(x, 0.2)), 0.2))
-    assert torch.allclose(block(x) - main, x, atol=1e-12)
+    assert bool((output.float() - exact).norm() < 0.02 * exact.norm())
