@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from oneshotgan.machine import _processor
+from oneshotgan.machine import processor
 from oneshotgan.metrics import lpips_pairs, ms_ssim_pairs
 from oneshotgan.metrics.figures import Networks, Reference, measure
 from oneshotgan.perceptual import LPIPS
@@ -113,7 +113,7 @@ def main() -> None:
         results[part] = json.loads(done.stdout)
         print(f"{part}: {results[part]}", flush=True)
     content = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

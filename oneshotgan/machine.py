@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
@@ -51,7 +53,7 @@ def choose(settings: MachineConfig) -> Machine:
         precision=precision,
         threads=settings.threads or available_cores(),
         torch=torch.__version__,
-        processor=torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        processor=torch.cuda.get_device_name() if device == "cuda" else processor(),
         deterministic=device == "cpu" or settings.deterministic,
     )
 
@@ -72,10 +74,34 @@ def running_on(machine: Machine) -> Iterator[torch.device]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
-        yield torch.device(machine.device)
+        with freed_memory_kept() if machine.device == "cpu" else nullcontext():
+            yield torch.device(machine.device)
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(algorithms)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within this context the process keeps the memory it frees, for the next tensor; glibc only.
+
+    Else every large tensor is fresh memory from the system, which clears it page by page: a quarter of
+    the time of a step at 192×320. It costs a tenth more memory.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):  # not glibc
+        yield
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, 65536)  # the defaults
+        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        malloc_trim(0)
 
 
 @contextmanager
@@ -99,7 +125,8 @@ def _has_fast_bf16(device: str) -> bool:
     return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

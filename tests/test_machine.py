@@ -1,11 +1,14 @@
 """Device, precision, threads; and memory errors in one line."""
 
+import platform
+import resource
+
 import pytest
 import torch
 
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
-from oneshotgan.machine import choose, memory_errors, running_on
+from oneshotgan.machine import choose, freed_memory_kept, memory_errors, running_on
 
 
 def test_auto_is_resolved_and_recorded() -> None:
@@ -28,6 +31,22 @@ def test_threads_are_put_back() -> None:
         assert torch.get_num_threads() == before + 1
         assert device == torch.device("cpu")
     assert torch.get_num_threads() == before
+
+
+def test_freed_memory_is_kept_within_the_context_and_only_there() -> None:
+    def faults() -> int:
+        """Pages the system had to provide for 64 MB, allocated, freed and allocated again."""
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.zeros(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    outside = faults()
+    with freed_memory_kept():
+        inside = faults()
+    if platform.libc_ver()[0] == "glibc":
+        assert inside < outside / 10
+        assert faults() > outside / 2
 
 
 @pytest.mark.parametrize(

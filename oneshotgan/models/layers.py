@@ -252,9 +252,9 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def activation(x: Tensor) -> Tensor:
-    """LeakyReLU with slope 0.2."""
-    return F.leaky_relu(x, 0.2)
+def activation(x: Tensor, inplace: bool = False) -> Tensor:
+    """LeakyReLU with slope 0.2; `inplace` where nothing else needs `x`."""
+    return F.leaky_relu(x, 0.2, inplace)
 
 
 class GeneratorBlock(nn.Module):
@@ -272,7 +272,7 @@ class GeneratorBlock(nn.Module):
         self.shortcut = Conv2d(channels_in, channels_out, 1, bias=False, spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.conv2(activation(self.conv1(activation(x))))
+        main = self.conv2(activation(self.conv1(activation(x)), inplace=True))
         # A 1×1 convolution and nearest upsampling commute; this order costs a quarter.
         shortcut = self.shortcut(x)
         if self.upsample:
@@ -305,7 +305,7 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv1(x if self.first else activation(x))
-        main = self.conv2(activation(main))
+        main = self.conv2(activation(main, inplace=True))
         shortcut = x
         if any(self.pool):  # pooling and a 1×1 convolution commute; this order costs a quarter
             shortcut = F.avg_pool2d(x, (2 if self.pool[0] else 1, 2 if self.pool[1] else 1))
