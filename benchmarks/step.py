@@ -8,7 +8,7 @@ variant in turn, so that a slow minute of the machine meets them all; reported a
 
 The *plain* step is that of `benchmarks/plain.py`, with a power iteration before every pass and the
 discriminator's passes apart, in float32. "Without" is the fast step in the machine's own precision less one
-ingredient. The *roofline* is the time that the fast step's multiplications would take at the best rate of a
+ingredient, in rounds with the whole fast step and nothing else in memory. The *roofline* is the time that the fast step's multiplications would take at the best rate of a
 large matrix product measured in the same rounds.
 """
 
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import plain
 from benchmarks.plain import PlainOneShot, plain_diversity
 from benchmarks.record import provenance, save
 from oneshotgan import augment, config, losses
@@ -137,30 +138,23 @@ def looped_diversity() -> Iterator[None]:
 PLAIN = {"power_iteration": "forward", "joined_pass": False}
 
 
-def variants(precision: str, ablations: bool) -> list[Variant]:
-    """What is timed; `precision` is the machine's own."""
-    made = [
-        Variant("plain fp32", PlainOneShot, "fp32", PLAIN, nullcontext),
-        Variant("fast fp32", OneShot, "fp32"),
+def main_variants(precision: str) -> list[Variant]:
+    """The plain step and the fast one; `precision` is the machine's own."""
+    made = [Variant("plain fp32", PlainOneShot, "fp32", PLAIN, nullcontext)]
+    return made + [Variant(f"fast {name}", OneShot, name) for name in dict.fromkeys(("fp32", precision))]
+
+
+def ablations(precision: str) -> list[Variant]:
+    """The fast step less one ingredient."""
+    return [
+        Variant("merged resampling", Unmerged, precision),
+        Variant("one power iteration a step", OneShot, precision, {"power_iteration": "forward"}),
+        Variant("the joined pass of D", OneShot, precision, {"joined_pass": False}),
+        Variant("eq. 1 by pdist", OneShot, precision, within=looped_diversity),
+        Variant("fused Adam", Unfused, precision),
+        Variant("keeping freed memory", OneShot, precision, within=nullcontext),
+        Variant("kernels made once an update (fp32)", Unprepared, "fp32"),
     ]
-    if precision != "fp32":
-        made.append(Variant(f"fast {precision}", OneShot, precision))
-    if ablations:
-        made += [
-            Variant("without merged resampling", Unmerged, precision),
-            Variant(
-                "without a power iteration per step: one per pass",
-                OneShot,
-                precision,
-                {"power_iteration": "forward"},
-            ),
-            Variant("without the joined pass of D", OneShot, precision, {"joined_pass": False}),
-            Variant("without pdist: eq. 1 pair by pair", OneShot, precision, within=looped_diversity),
-            Variant("without fused Adam", Unfused, precision),
-            Variant("without keeping freed memory", OneShot, precision, within=nullcontext),
-            Variant("fp32, without kernels made once per update", Unprepared, "fp32"),
-        ]
-    return made
 
 
 def synchronise(device: torch.device) -> None:
@@ -207,6 +201,7 @@ class Parts:
             (method.G, "forward", "G forward"),
             (method.D, "forward", "D forward"),
             (losses, "diversity", "eq. 1"),
+            (plain, "plain_diversity", "eq. 1"),
             (losses, "generator_loss", "losses"),
             (losses, "discriminator_loss", "losses"),
             (augment, "apply_transforms", "augmentation"),
@@ -257,10 +252,15 @@ def flops(method: OneShot, step: int) -> int:
     return counter.get_total_flops()
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
+def summary(seconds: list[float]) -> dict[str, Any]:
     """Median and quartiles, in milliseconds."""
     low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    return {"median_ms": round(1e3 * middle, 2), "quartiles_ms": [round(1e3 * low, 2), round(1e3 * high, 2)]}  # type: ignore[dict-item]
+    return {"median_ms": round(1e3 * middle, 2), "quartiles_ms": [round(1e3 * low, 2), round(1e3 * high, 2)]}
+
+
+def ratio(ones: list[float], others: list[float]) -> float:
+    """The median over the rounds of one / other."""
+    return round(statistics.median(a / b for a, b in zip(ones, others, strict=True)), 2)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -268,39 +268,48 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     machine = choose(MachineConfig(device=given.device, threads=given.threads))
     height, width = (int(side) for side in given.size.split("x")) if given.size else SIZES[given.preset]
     frames = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
-    timed = variants(machine.precision, not given.no_ablations)
     with running_on(machine) as device:
-        for variant in timed:
-            settings = config.with_overrides(config.preset(given.preset), variant.overrides)
-            variant.method = variant.kind(settings, frames, device, variant.precision)
-            variant.steps(2)
-        rates: dict[str, list[float]] = {"fp32": [], machine.precision: []}
-        for _ in range(given.rounds):
+
+        def interleave(timed: list[Variant]) -> None:
             for variant in timed:
-                variant.steps(1)  # memory and caches are then its own
-                variant.seconds.append(variant.steps(given.steps))
-            for precision in rates:
-                rates[precision].append(matrix_rate(precision, device))
+                settings = config.with_overrides(config.preset(given.preset), variant.overrides)
+                variant.method = variant.kind(settings, frames, device, variant.precision)
+                variant.steps(2)
+            for _ in range(given.rounds):
+                for variant in timed:
+                    variant.steps(1)  # memory and caches are then its own
+                    variant.seconds.append(variant.steps(given.steps))
+                for precision in rates:
+                    rates[precision].append(matrix_rate(precision, device))
+
+        rates: dict[str, list[float]] = {"fp32": [], machine.precision: []}
+        compared = main_variants(machine.precision)
+        interleave(compared)
         results: dict[str, Any] = {}
-        plain = statistics.median(timed[0].seconds)
-        for variant in timed:
+        for variant in compared:
             assert variant.method is not None
-            row: dict[str, Any] = summary(variant.seconds)
-            ratios = [a / b for a, b in zip(timed[0].seconds, variant.seconds, strict=True)]
-            row["times_plain"] = round(statistics.median(ratios), 2)
-            results[variant.name] = row
-        for variant in timed[:3]:
-            if variant.method is None or variant.name.startswith("without"):
-                continue
-            counted = flops(variant.method, variant.made + 1)
+            row = results[variant.name] = summary(variant.seconds)
+            row["times_plain"] = ratio(compared[0].seconds, variant.seconds)
+            row["gflop"] = round(flops(variant.method, variant.made + 1) / 1e9, 2)
             rate = statistics.median(rates[variant.precision])
-            row = results[variant.name]
-            row["gflop"] = round(counted / 1e9, 2)
-            row["roofline_ms"] = round(1e3 * counted / rate, 2)
+            row["roofline_ms"] = round(1e12 * row["gflop"] / rate, 2)
             row["share_of_roofline"] = round(row["roofline_ms"] / row["median_ms"], 2)
             start = variant.made + 2
             with variant.within():
                 row["parts_ms"] = Parts(variant.method).measure(range(start, start + max(3, given.steps)))
+        for variant in compared:
+            variant.method = None
+
+        without: dict[str, Any] = {}
+        for variant in [] if given.no_ablations else ablations(machine.precision):
+            fast = Variant("fast", OneShot, variant.precision)
+            interleave([fast, variant])
+            without[variant.name] = {
+                "fast_ms": summary(fast.seconds)["median_ms"],
+                "without_ms": summary(variant.seconds)["median_ms"],
+                "buys": ratio(variant.seconds, fast.seconds),
+            }
+            variant.method = fast.method = None
     return {
         "what": f"{given.preset} at {height}x{width}",
         **provenance(machine.device),
@@ -308,8 +317,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "rounds": given.rounds,
         "steps_a_round": given.steps,
         "matrix_gflops": {name: round(statistics.median(values) / 1e9, 1) for name, values in rates.items()},
-        "plain_s": round(plain, 4),
         "results": results,
+        "without": without,
     }
 
 
@@ -319,7 +328,7 @@ def table(content: dict[str, Any]) -> str:
     for name, row in content["results"].items():
         low, high = row["quartiles_ms"]
         lines.append(f"| {name} | {row['median_ms']:.1f} | {low:.1f}–{high:.1f} | {row['times_plain']:.2f} |")
-    timed = {name: row for name, row in content["results"].items() if "parts_ms" in row}
+    timed = content["results"]
     lines += ["", "| part, ms | " + " | ".join(timed) + " |", "|---" * (len(timed) + 1) + "|"]
     parts = dict.fromkeys(part for row in timed.values() for part in row["parts_ms"])
     for part in parts:
@@ -327,9 +336,11 @@ def table(content: dict[str, Any]) -> str:
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     lines += ["", "| | GFLOP a step | roofline ms | share |", "|---|---|---|---|"]
     for name, row in timed.items():
-        lines.append(
-            f"| {name} | {row['gflop']:.1f} | {row['roofline_ms']:.1f} | {row['share_of_roofline']:.0%} |"
-        )
+        share = f"{row['share_of_roofline']:.0%}"
+        lines.append(f"| {name} | {row['gflop']:.1f} | {row['roofline_ms']:.1f} | {share} |")
+    lines += ["", "| without | ms | with it | buys |", "|---|---|---|---|"]
+    for name, row in content["without"].items():
+        lines.append(f"| {name} | {row['without_ms']:.1f} | {row['fast_ms']:.1f} | {row['buys']:.2f}× |")
     return "\n".join(lines)
 
 

@@ -87,6 +87,10 @@ class MachineConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train.")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "Arithmetic of the networks.")
     threads: int = setting(0, "CPU threads; 0 means one per core.", 0, 1024)
+    recompute: Literal["auto", "on", "off"] = setting(
+        "auto", "Compute activations again in the backward pass: less memory, a third more time."
+    )
+    cuda_graphs: bool = setting(True, "On CUDA: record the step once and replay it, without launches.")
     deterministic: bool = setting(False, "On CUDA: only deterministic kernels, slower.")
     log_every: int = setting(50, "Steps between lines of stats.jsonl.", 1, 10**9)
     sample_every: int = setting(500, "Steps between contact sheets.", 1, 10**9)

@@ -106,17 +106,15 @@ class Batches:
 
     def at(self, step: int) -> list[Tensor]:
         """The real images of `step`: a pyramid, the finest first, each (batch_size, 3, h, w) in [-1, 1]."""
-        return self.images(self.indices(step))
+        return self.images(self.indices(step).to(self.frames.device))
 
     def indices(self, step: int) -> Tensor:
-        """Which frames make the batch of `step`, (batch_size,), on the device."""
+        """Which frames make the batch of `step`, (batch_size,)."""
         stream, count = random_stream(self.seed, "batch", step), len(self.frames)
         if count >= self.batch_size:
-            drawn = torch.randperm(count, generator=stream)[: self.batch_size]
-        else:
-            drawn = torch.randint(count, (self.batch_size,), generator=stream)
-        return drawn.to(self.frames.device)
+            return torch.randperm(count, generator=stream)[: self.batch_size]
+        return torch.randint(count, (self.batch_size,), generator=stream)
 
     def images(self, indices: Tensor) -> list[Tensor]:
-        """These frames as a pyramid."""
+        """These frames, by indices on the device, as a pyramid."""
         return pyramid(to_float(self.frames[indices]), self.scales)

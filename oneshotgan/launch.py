@@ -132,7 +132,7 @@ def _fit(
     reporter: Reporter,
 ) -> None:
     with running_on(machine) as device:
-        method = METHODS[settings.method](settings, frames, device, machine.precision)
+        method = METHODS[settings.method](settings, frames, device, machine.precision, reporter.line)
         figures = None if networks is None else small_figures(frames, networks)
         fit(method, run, settings, reporter, dataclasses.asdict(machine), figures)
     reporter.line(f"finished {settings.training.steps} steps: {run.path}")

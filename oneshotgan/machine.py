@@ -58,6 +58,27 @@ def choose(settings: MachineConfig) -> Machine:
     )
 
 
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still get, as far as the system tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _number("/proc/meminfo", "MemAvailable:")
+    ceiling, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    limits = [] if free is None else [1024 * free]
+    if ceiling is not None and used is not None:
+        limits.append(ceiling - used)
+    return min(limits, default=None)
+
+
+def _number(path: str, label: str = "") -> int | None:
+    """The first number after `label` in a file of the system, None if there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return int(file.read().partition(label)[2].split()[0] if label else file.read())
+    except (OSError, ValueError, IndexError):  # another system, or no limit
+        return None
+
+
 def available_cores() -> int:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,18 @@ from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
 from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream
 from oneshotgan.ema import EMA, ema_decay_at
+from oneshotgan.machine import available_memory
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.layers import WorkingWeights
 from oneshotgan.models.plan import make_plan
+from oneshotgan.replay import CudaGraphs, Replayed, pinned
 
+# Memory of a step for each pixel of the batch and channel of the base width, measured; and how much of what
+# is free it may take before activations are recomputed.
+ACTIVATION_BYTES = {torch.bfloat16: 80, torch.float32: 130, torch.float64: 260}
+MEMORY_SHARE = 0.7
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -51,6 +58,18 @@ class Draws:
             values += [getattr(self.features, field.name) for field in fields(self.features)]
         return [value for value in values if value is not None]
 
+    def to(self, device: torch.device) -> Draws:
+        """The same on `device`."""
+
+        def moved(part: Any) -> Any:
+            if isinstance(part, Tensor):
+                return pinned(part, device).to(device, non_blocking=True)
+            if part is None:
+                return None
+            return replace(part, **{field.name: moved(getattr(part, field.name)) for field in fields(part)})
+
+        return self if device.type == "cpu" else moved(self)
+
 
 class OneShot:
     """The method behind `oneshotgan.training.fit`: two networks, their optimisers, and one step.
@@ -61,11 +80,19 @@ class OneShot:
         device: where to train.
         precision: of the convolutions of the generator and of the discriminator's low-level part, "fp32" or
             "bf16"; all else is float32. "fp64" is for tests: everything in float64.
+        notify: is given a line where something is done in another way than expected.
     """
 
     loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity")
 
-    def __init__(self, config: Config, frames: np.ndarray, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        frames: np.ndarray,
+        device: torch.device,
+        precision: str,
+        notify: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self.settings: OneShotConfig = config.model
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
         self.device = device
@@ -83,24 +110,29 @@ class OneShot:
         precisions |= {branch: full for branch in (self.D.content, self.D.layout) if branch is not None}
         self.weights_D = WorkingWeights(precisions)
         betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        self.optimiser_G = torch.optim.Adam(
-            self.G.parameters(), self.settings.learning_rate_g, betas, fused=True
-        )
-        self.optimiser_D = torch.optim.Adam(
-            self.D.parameters(), self.settings.learning_rate_d, betas, fused=True
-        )
+        how: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
+        self.optimiser_G = torch.optim.Adam(self.G.parameters(), self.settings.learning_rate_g, betas, **how)
+        self.optimiser_D = torch.optim.Adam(self.D.parameters(), self.settings.learning_rate_d, betas, **how)
+        if self._recomputes(config.machine.recompute, low):
+            self.G.recompute = self.D.low_level.recompute = True
+            if config.machine.recompute == "auto":
+                notify("activations are computed again in the backward pass, to fit into memory")
+        self.replayed: Replayed[Draws] | None = None
+        if device.type == "cuda" and config.machine.cuda_graphs:
+            self.replayed = Replayed(self.update, device, CudaGraphs(), notify)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Iteration `step` (from 1). Returns the losses by name, detached scalars on the device."""
-        return self.update(self.draw(step))
+        draws = self.draw(step)
+        return self.update(draws.to(self.device)) if self.replayed is None else self.replayed(draws)
 
     def draw(self, step: int) -> Draws:
-        """The random numbers of `step`; they depend on (seed, step) alone. On the device."""
+        """The random numbers of `step`; they depend on (seed, step) alone. On the CPU."""
         settings, count = self.settings, self.batch_size
         features = None
         if settings.feature_augment_probability > 0:
             stream = random_stream(self.seed, "features", step)
-            features = feature_augment.draw(count, self.plan.branch_widths[0], stream, self.device)
+            features = feature_augment.draw(count, self.plan.branch_widths[0], stream)
         return Draws(
             frames=self.batches.indices(step),
             z_G=self._noise("z_G", step),
@@ -108,7 +140,7 @@ class OneShot:
             transforms_G=self._transforms("augment_G", step, count),
             transforms_D=self._transforms("augment_D", step, 2 * count),
             features=features,
-            ema_decay=torch.tensor(ema_decay_at(step, settings.ema_decay)).to(self.device),
+            ema_decay=torch.tensor(ema_decay_at(step, settings.ema_decay)),
         )
 
     def update(self, draws: Draws) -> dict[str, Tensor]:
@@ -161,6 +193,8 @@ class OneShot:
         """Take back what `state` gave."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if self.replayed is not None:
+            self.replayed.forget()
 
     def sampling_weights(self) -> dict[str, Tensor]:
         """The moving average's weights with spectral normalisation folded in, on the CPU."""
@@ -179,6 +213,15 @@ class OneShot:
             "optimiser_G": self.optimiser_G,
             "optimiser_D": self.optimiser_D,
         }
+
+    def _recomputes(self, wanted: str, precision: torch.dtype) -> bool:
+        """Whether to keep no activations inside the blocks: if all would not fit into memory."""
+        if wanted != "auto":
+            return wanted == "on"
+        available = available_memory(self.device)
+        pixels = self.batch_size * self.plan.height * self.plan.width
+        needed = ACTIVATION_BYTES[precision] * pixels * self.settings.base_width
+        return available is not None and needed > MEMORY_SHARE * available
 
     # --- the parts of an update ---
 
@@ -250,15 +293,14 @@ class OneShot:
 
     def _noise(self, name: str, step: int) -> Tensor:
         generator = random_stream(self.seed, name, step)
-        return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator).to(self.device)
+        return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator)
 
     def _transforms(self, name: str, step: int, count: int) -> Tensor | None:
         probability = self.settings.augment_probability
         if probability == 0:
             return None
         uniform = torch.rand(count, augment.DRAWS, generator=random_stream(self.seed, name, step))
-        transforms = augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
-        return transforms.to(self.device)
+        return augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
 
 
 class OneShotSampler:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oneshotgan.data import at_least_float32
-from oneshotgan.models.layers import Conv2d, DiscriminatorBlock
+from oneshotgan.models.layers import Conv2d, DiscriminatorBlock, recomputed
 from oneshotgan.models.plan import Plan
 
 FeatureTransform = Callable[[Tensor | None, Tensor | None], tuple[Tensor | None, Tensor | None]]
@@ -92,6 +92,7 @@ class LowLevel(nn.Module):
             for i in range(plan.low_level_blocks)
         )
         self.decisions = nn.ModuleList(Conv2d(width, 1, 1) for width in widths[1:])
+        self.recompute = False  # blocks in the backward pass, to save memory
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         logits = []
@@ -99,7 +100,7 @@ class LowLevel(nn.Module):
         for i, (block, decision) in enumerate(zip(self.blocks, self.decisions, strict=True)):
             if i > 0:
                 x = torch.cat([x, self.from_rgb[i](images[i])], dim=1)
-            x = block(x)
+            x = recomputed(block, x, self.recompute)
             logits.append(decision(x))
         return x, logits
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureAugmentDraw:
-    """The random numbers of one batch of n samples, uniform in [0, 1), all on the device.
+    """The random numbers of one batch of n samples, uniform in [0, 1).
 
     Attributes:
         apply: (2,) whether to swap channels, and whether to swap a rectangle.
@@ -34,11 +34,11 @@ class FeatureAugmentDraw:
     rectangle: Tensor
 
 
-def draw(samples: int, channels: int, generator: torch.Generator, device: torch.device) -> FeatureAugmentDraw:
+def draw(samples: int, channels: int, generator: torch.Generator) -> FeatureAugmentDraw:
     """Draw for a batch of `samples` content vectors of `channels` channels."""
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(device)
+        return torch.rand(shape, generator=generator)
 
     return FeatureAugmentDraw(
         apply=uniform(2),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oneshotgan.models.layers import Conv2d, GeneratorBlock
+from oneshotgan.models.layers import Conv2d, GeneratorBlock, recomputed
 from oneshotgan.models.plan import Plan
 
 
@@ -45,6 +45,7 @@ class Generator(nn.Module):
         super().__init__()
         self.plan, self.noise_dim = plan, noise_dim
         self.scales = plan.low_level_blocks
+        self.recompute = False  # blocks in the backward pass, to save memory
         widths = plan.generator_widths
         self.from_noise = nn.ConvTranspose2d(noise_dim, widths[0], (plan.noise_height, plan.noise_width))
         self.blocks = nn.ModuleList(
@@ -66,7 +67,7 @@ class Generator(nn.Module):
         x = (z.to(weight.dtype) @ weight.flatten(1)).view(-1, *weight.shape[1:]) + bias[:, None, None]
         images, features = [], []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = recomputed(block, x, self.recompute)
             features.append(x)
             if i >= len(self.blocks) - self.scales:
                 images.append(torch.tanh(self.to_rgb[str(i)](x)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 INIT_STD = 0.02  # convolutions start from N(0, 0.02)
 
@@ -250,6 +251,13 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, Conv2d):
             state[f"{name}.weight"] = module.normalised_weight().detach().clone()
     return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def recomputed(block: nn.Module, x: Tensor, wanted: bool) -> Tensor:
+    """`block(x)`; if `wanted`, what lies inside is not kept but computed again in the backward pass."""
+    if not (wanted and torch.is_grad_enabled()):
+        return block(x)  # type: ignore[no-any-return]
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def activation(x: Tensor, inplace: bool = False) -> Tensor:

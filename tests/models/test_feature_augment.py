@@ -9,7 +9,7 @@ from oneshotgan.models import feature_augment
 
 
 def drawn(seed: int, samples: int = 5, channels: int = 40) -> feature_augment.FeatureAugmentDraw:
-    return feature_augment.draw(samples, channels, random_stream(seed, "test"), torch.device("cpu"))
+    return feature_augment.draw(samples, channels, random_stream(seed, "test"))
 
 
 def without_zeros(draw: feature_augment.FeatureAugmentDraw) -> feature_augment.FeatureAugmentDraw:
