@@ -8,8 +8,8 @@ variant in turn, so that a slow minute of the machine meets them all; reported a
 
 The *plain* step is that of `benchmarks/plain.py`, with a power iteration before every pass and the
 discriminator's passes apart, in float32. "Without" is the fast step in the machine's own precision less one
-ingredient, in rounds with the whole fast step and nothing else in memory. The *roofline* is the time that the fast step's multiplications would take at the best rate of a
-large matrix product measured in the same rounds.
+ingredient, in rounds with the whole fast step and nothing else in memory. The *roofline* is the time that
+the step's multiplications would take at the best rate of a large matrix product, measured in the same rounds.
 """
 
 from __future__ import annotations
