@@ -80,7 +80,7 @@ class PlainOneShot(OneShot):
         self.optimiser_D.zero_grad()
         with torch.no_grad():
             fake = self._generate(draws.z_D)
-        batch = self.batches.images(draws.frames)
+        batch = self.batches.images(draws.frames)[int(self.coarse) :]
         real = [x.to(y.dtype) for x, y in zip(batch, fake.images, strict=True)]
         logits_real = self._judge(real, real_transforms, self._feature_transform(draws))
         logits_fake = self._judge(fake.images, fake_transforms)
@@ -103,12 +103,12 @@ class PlainOneShot(OneShot):
     def _generate(self, z: Tensor) -> GeneratorOutput:
         if self.settings.power_iteration == "forward":
             self._power_iteration(self.G)
-        return self.G(z)  # type: ignore[no-any-return]
+        return self.G(z, self.coarse)  # type: ignore[no-any-return]
 
     def _judge(self, images: list[Tensor], transforms: Tensor | None, features: Any = None) -> Decisions:
         if self.settings.power_iteration == "forward":
             self._power_iteration(self.D)
-        return self.D(self._augmented(images, transforms), features)  # type: ignore[no-any-return]
+        return self.D(self._augmented(images, transforms), features, self.coarse)  # type: ignore[no-any-return]
 
     @staticmethod
     def _power_iteration(network: torch.nn.Module) -> None:

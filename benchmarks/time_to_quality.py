@@ -47,6 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "width-24": {"diversity_weight": 0.15, "base_width": 24},
     "diversity-released": {"diversity_weight": 0.15, "diversity_norm": "released"},
     "beta2-0.99": {"diversity_weight": 0.15, "adam_beta2": 0.99},
+    "coarse-1000": {"diversity_weight": 0.15, "coarse_steps": 1000},
+    "coarse-2000": {"diversity_weight": 0.15, "coarse_steps": 2000},
     "no-feature-augmentation": {"diversity_weight": 0.15, "feature_augment_probability": 0.0},
 }
 SMOOTHED = 3  # measurements in a running median

@@ -64,6 +64,9 @@ class OneShotConfig:
         "step", "Refine the spectral norms once a step, or before every forward pass."
     )
     joined_pass: bool = setting(True, "D judges real and generated images in one pass, not in two.")
+    coarse_steps: int = setting(
+        0, "The first steps train at half the size, on the networks without their finest blocks.", 0, 10**9
+    )
     learning_rate_g: float = setting(2e-4, "Adam's learning rate for the generator.", 0, 1)
     learning_rate_d: float = setting(2e-4, "Adam's learning rate for the discriminator.", 0, 1)
     adam_beta1: float = setting(0.5, "Adam's β1.", 0, 0.9999)

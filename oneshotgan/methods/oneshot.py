@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oneshotgan import augment, losses
@@ -100,7 +101,12 @@ class OneShot:
         self.batches = Batches(frames, self.batch_size, self.plan.low_level_blocks, self.seed, device)
         with seeded_initialisation(self.seed):
             self.G = Generator(self.plan, self.settings.noise_dim, self.settings.all_rgb_heads)
-            self.D = Discriminator(self.plan, self.settings.content_branch, self.settings.layout_branch)
+            self.D = Discriminator(
+                self.plan,
+                self.settings.content_branch,
+                self.settings.layout_branch,
+                coarse_entry=self.settings.coarse_steps > 0,
+            )
         low, full = PRECISIONS[precision], torch.float64 if precision == "fp64" else torch.float32
         for network in (self.G, self.D):
             network.to(device=device, dtype=full)
@@ -117,12 +123,17 @@ class OneShot:
             self.G.recompute = self.D.low_level.recompute = True
             if config.machine.recompute == "auto":
                 notify("activations are computed again in the backward pass, to fit into memory")
+        self.coarse = self.settings.coarse_steps > 0  # whether the last step made was at half the size
         self.replayed: Replayed[Draws] | None = None
         if device.type == "cuda" and config.machine.cuda_graphs:
             self.replayed = Replayed(self.update, device, CudaGraphs(), notify)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Iteration `step` (from 1). Returns the losses by name, detached scalars on the device."""
+        coarse = step <= self.settings.coarse_steps
+        if coarse != self.coarse and self.replayed is not None:
+            self.replayed.forget()
+        self.coarse = coarse
         draws = self.draw(step)
         return self.update(draws.to(self.device)) if self.replayed is None else self.replayed(draws)
 
@@ -140,14 +151,14 @@ class OneShot:
             transforms_G=self._transforms("augment_G", step, count),
             transforms_D=self._transforms("augment_D", step, 2 * count),
             features=features,
-            ema_decay=torch.tensor(ema_decay_at(step, settings.ema_decay)),
+            ema_decay=torch.tensor(ema_decay_at(self._steps_of_stage(step), settings.ema_decay)),
         )
 
     def update(self, draws: Draws) -> dict[str, Tensor]:
         """One generator update, one discriminator update with fresh z, then the moving average.
 
-        A function of the state and `draws` alone, with shapes that never change; nothing is read back from
-        the device.
+        A function of the state (with `coarse`) and `draws` alone, with shapes that never change; nothing is
+        read back from the device.
         """
         iterate = self.settings.power_iteration == "forward"
 
@@ -155,9 +166,9 @@ class OneShot:
         self.weights_G.refresh()
         self.weights_D.refresh()
         self._train(self.G)
-        fake = self.G(draws.z_G)
+        fake = self.G(draws.z_G, self.coarse)
         diversity = self._diversity(fake.features)
-        logits_fake = self.D(self._augmented(fake.images, draws.transforms_G))
+        logits_fake = self.D(self._augmented(fake.images, draws.transforms_G), coarse=self.coarse)
         loss_G = losses.generator_loss(logits_fake, diversity, self._diversity_strength)
         self.optimiser_G.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_G)
@@ -168,8 +179,8 @@ class OneShot:
         self.weights_G.refresh(iterate)
         self._train(self.D)
         with torch.no_grad():
-            fake = self.G(draws.z_D)
-        real = self.batches.images(draws.frames)
+            fake = self.G(draws.z_D, self.coarse)
+        real = self.batches.images(draws.frames)[int(self.coarse) :]
         loss_D = self._update_D(real, fake.images, draws)
 
         # Moving average of the generator
@@ -182,7 +193,7 @@ class OneShot:
 
     def generate(self, seeds: Sequence[int]) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1], one per seed, by the moving average of the generator."""
-        sampler = OneShotSampler(self.ema.network)
+        sampler = OneShotSampler(self.ema.network, self.coarse)
         return sampler.images(sampler.latents(seeds))
 
     def state(self) -> dict[str, Any]:
@@ -197,9 +208,14 @@ class OneShot:
             self.replayed.forget()
 
     def sampling_weights(self) -> dict[str, Tensor]:
-        """The moving average's weights with spectral normalisation folded in, on the CPU."""
+        """The moving average's weights with spectral normalisation folded in, on the CPU.
+
+        During the coarse steps the last block is not trained, and left out.
+        """
+        last = self.plan.blocks - 1
+        untrained = (f"blocks.{last}.", f"to_rgb.{last}.") if self.coarse else ()
         folded = layers.folded_state(self.ema.network)
-        return {name: tensor.cpu() for name, tensor in folded.items()}
+        return {name: tensor.cpu() for name, tensor in folded.items() if not name.startswith(untrained)}
 
     def parameters(self) -> list[Tensor]:
         """Every trained tensor, for the check that they are finite."""
@@ -234,7 +250,8 @@ class OneShot:
         if self.settings.joined_pass:
             if per_forward:
                 self.weights_D.refresh()
-            logits_real, logits_fake = self.D(both, self._feature_transform(draws)).split(self.batch_size)
+            logits = self.D(both, self._feature_transform(draws), self.coarse)
+            logits_real, logits_fake = logits.split(self.batch_size)
             loss_D = losses.discriminator_loss(logits_real, logits_fake)
             torch.autograd.backward(loss_D)
             self.weights_D.pull_back()
@@ -244,7 +261,8 @@ class OneShot:
                 if per_forward:
                     self.weights_D.refresh()
                 part = slice(self.batch_size) if is_real else slice(self.batch_size, None)
-                logits = self.D([x[part] for x in both], self._feature_transform(draws) if is_real else None)
+                transform = self._feature_transform(draws) if is_real else None
+                logits = self.D([x[part] for x in both], transform, self.coarse)
                 loss = losses.adversarial(losses.part_losses(logits, real=is_real))
                 torch.autograd.backward(loss)
                 self.weights_D.pull_back()
@@ -291,6 +309,11 @@ class OneShot:
 
     # --- the draws ---
 
+    def _steps_of_stage(self, step: int) -> int:
+        """Steps since training began, or began at the full size: there the average starts anew."""
+        coarse = self.settings.coarse_steps
+        return step if step <= coarse else step - coarse
+
     def _noise(self, name: str, step: int) -> Tensor:
         generator = random_stream(self.seed, name, step)
         return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator)
@@ -304,10 +327,14 @@ class OneShot:
 
 
 class OneShotSampler:
-    """Draws images from a trained generator; one seed is one image."""
+    """Draws images from a trained generator; one seed is one image.
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
+    Args:
+        coarse: the last block is not trained yet; images are drawn without it and doubled in size.
+    """
+
+    def __init__(self, generator: Generator, coarse: bool = False) -> None:
+        self.generator, self.coarse = generator, coarse
 
     @classmethod
     def load(
@@ -316,8 +343,9 @@ class OneShotSampler:
         """From the folded weights of a run and the (height, width) it was trained at."""
         plan = make_plan(size, settings.base_width)
         generator = Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm=False)
-        generator.load_state_dict(weights)
-        return cls(generator.requires_grad_(False))
+        coarse = not any(name.startswith(f"blocks.{plan.blocks - 1}.") for name in weights)
+        generator.load_state_dict(weights, strict=not coarse)
+        return cls(generator.requires_grad_(False), coarse)
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """One z per seed, (N, noise_dim) from N(0, I); it depends on the seed alone."""
@@ -333,8 +361,9 @@ class OneShotSampler:
             return torch.cat([self._draw(part.to(device)) for part in torch.split(z, at_once)])
 
     def _draw(self, z: Tensor) -> Tensor:
-        output: GeneratorOutput = self.generator(z)
-        return output.images[0].float()
+        output: GeneratorOutput = self.generator(z, self.coarse)
+        image = output.images[0].float()
+        return F.interpolate(image, scale_factor=2, mode="bilinear") if self.coarse else image
 
 
 @contextmanager

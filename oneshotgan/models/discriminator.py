@@ -49,24 +49,38 @@ class Discriminator(nn.Module):
     one channel wide, with pooling.
 
     After every block of every part a 1×1 convolution decides.
+
+    Args:
+        content_branch, layout_branch: False leaves the branch out.
+        coarse_entry: a second way in, for images of half the size: they pass over the first block.
     """
 
-    def __init__(self, plan: Plan, content_branch: bool = True, layout_branch: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, content_branch: bool = True, layout_branch: bool = True, coarse_entry: bool = False
+    ) -> None:
         super().__init__()
         self.low_level = LowLevel(plan)
         # A branch that is off is drawn too, so that the others start from the same weights.
         content, layout = ContentBranch(plan), LayoutBranch(plan)
         self.content = content if content_branch else None
         self.layout = layout if layout_branch else None
+        if coarse_entry:
+            self.low_level.add_coarse_entry(plan)
 
-    def forward(self, images: list[Tensor], feature_transform: FeatureTransform | None = None) -> Decisions:
+    def forward(
+        self,
+        images: list[Tensor],
+        feature_transform: FeatureTransform | None = None,
+        coarse: bool = False,
+    ) -> Decisions:
         """Judge `images`, the finest first, each (N, 3, H / 2^i, W / 2^i).
 
         Args:
             feature_transform: maps the content vector (N, C, 1, 1) and the layout map (N, 1, h, w),
                 None for a branch that is off, to augmented ones (see `feature_augment`).
+            coarse: the images begin at half the planned size.
         """
-        features, low_level = self.low_level(images)
+        features, low_level = self.low_level(images, coarse)
         features = at_least_float32(features)  # what follows is small: precision costs nothing there
         vector = None if self.content is None else self.content.aggregate(features)
         plane = None if self.layout is None else self.layout.aggregate(features)
@@ -92,14 +106,24 @@ class LowLevel(nn.Module):
             for i in range(plan.low_level_blocks)
         )
         self.decisions = nn.ModuleList(Conv2d(width, 1, 1) for width in widths[1:])
+        self.coarse_entry: Conv2d | None = None
         self.recompute = False  # blocks in the backward pass, to save memory
 
-    def forward(self, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def add_coarse_entry(self, plan: Plan) -> None:
+        """Build the way in for images of half the size: in place of what the first block gives."""
+        self.coarse_entry = Conv2d(3, plan.low_level_widths[1], 3)
+
+    def forward(self, images: list[Tensor], coarse: bool = False) -> tuple[Tensor, list[Tensor]]:
         logits = []
-        x = self.from_rgb[0](images[0])
-        for i, (block, decision) in enumerate(zip(self.blocks, self.decisions, strict=True)):
+        if coarse:
+            assert self.coarse_entry is not None
+            x = self.coarse_entry(images[0])
+        else:
+            x = self.from_rgb[0](images[0])
+        for i in range(int(coarse), len(self.blocks)):
+            block, decision = self.blocks[i], self.decisions[i]
             if i > 0:
-                x = torch.cat([x, self.from_rgb[i](images[i])], dim=1)
+                x = torch.cat([x, self.from_rgb[i](images[i - coarse])], dim=1)
             x = recomputed(block, x, self.recompute)
             logits.append(decision(x))
         return x, logits

@@ -60,13 +60,14 @@ class Generator(nn.Module):
             }
         )
 
-    def forward(self, z: Tensor) -> GeneratorOutput:
+    def forward(self, z: Tensor, coarse: bool = False) -> GeneratorOutput:
+        """z (N, noise_dim) -> images and features; `coarse` stops before the last block, at half the size."""
         # On a single pixel the transposed convolution is a matrix product.
         weight, bias = self.from_noise.weight, self.from_noise.bias
         assert bias is not None
         x = (z.to(weight.dtype) @ weight.flatten(1)).view(-1, *weight.shape[1:]) + bias[:, None, None]
         images, features = [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[: len(self.blocks) - coarse]):
             x = recomputed(block, x, self.recompute)
             features.append(x)
             if i >= len(self.blocks) - self.scales:

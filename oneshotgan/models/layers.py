@@ -191,26 +191,32 @@ class WorkingWeights:
 
     @torch.no_grad()
     def pull_back(self) -> None:
-        """Add the gradients at the kernels to the parameters' gradients, and clear them."""
-        gradients = []
-        for conv, prepared in zip(self.convolutions, self.prepared, strict=True):
-            gradient = prepared.kernel.grad
-            if gradient is None:  # a head that no loss reads
-                gradient = torch.zeros_like(prepared.kernel)
-            gradient = gradient.to(conv.weight.dtype, memory_format=torch.contiguous_format)
-            gradients.append(conv.unmerged(gradient).flatten(1))
+        """Add the gradients at the kernels to the parameters' gradients, and clear them.
+
+        A parameter that no loss depends on is left without one, so that Adam passes it over.
+        """
+        parts = zip(self.convolutions, self.prepared, self.matrices, self.sigmas, strict=True)
+        used = [part for part in parts if part[1].kernel.grad is not None]
+        gradients = [self._at_weight(conv, prepared) for conv, prepared, _, _ in used]
         # d(W/σ) = dW/σ − W/σ² ⟨uvᵀ, dW⟩
-        torch._foreach_div_(gradients, self.sigmas)
-        along = [torch.dot(g.flatten(), m.flatten()) for g, m in zip(gradients, self.matrices, strict=True)]
-        moved = torch._foreach_mul(self.us, torch._foreach_neg(torch._foreach_div(along, self.sigmas)))
-        for conv, prepared, gradient, u in zip(
-            self.convolutions, self.prepared, gradients, moved, strict=True
-        ):
+        sigmas = [sigma for _, _, _, sigma in used]
+        torch._foreach_div_(gradients, sigmas)
+        along = [torch.dot(g.flatten(), part[2].flatten()) for g, part in zip(gradients, used, strict=True)]
+        shares = torch._foreach_neg(torch._foreach_div(along, sigmas))
+        moved = torch._foreach_mul([conv.u for conv, _, _, _ in used], shares)
+        for (conv, prepared, _, _), gradient, u in zip(used, gradients, moved, strict=True):
             _add_gradient(conv.weight, gradient.addr_(u, conv.v).view_as(conv.weight))
             prepared.kernel.grad = None
             if prepared.bias is not None and prepared.bias.grad is not None:
                 _add_gradient(conv.bias, prepared.bias.grad.to(conv.weight.dtype))
                 prepared.bias.grad = None
+
+    @staticmethod
+    def _at_weight(conv: Conv2d, prepared: PreparedKernel) -> Tensor:
+        """The gradient at the kernel as that at W / σ, a matrix."""
+        assert prepared.kernel.grad is not None
+        gradient = prepared.kernel.grad.to(conv.weight.dtype, memory_format=torch.contiguous_format)
+        return conv.unmerged(gradient).flatten(1)
 
     def _spectra(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return zip(self.us, self.matrices, self.vs, strict=True)

@@ -173,3 +173,61 @@ def test_a_step_on_cuda_is_near_the_cpus(precision: str) -> None:
     there = OneShot(settings, picture(), torch.device("cuda"), precision).step(1)
     for name, value in here.items():
         assert float(there[name]) == pytest.approx(float(value), rel=0.05, abs=0.02), name
+
+
+# --- coarse to fine ---
+
+COARSE = 3
+
+
+def coarse_method(**overrides) -> OneShot:
+    return method(coarse_steps=COARSE, **overrides)
+
+
+def changed(one: OneShot, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in one.G.named_parameters() if not torch.equal(tensor, before[name])}
+
+
+def test_coarse_steps_train_all_but_the_finest_blocks_and_then_those_too() -> None:
+    one = coarse_method()
+    last = one.plan.blocks - 1
+    finest = {name for name, _ in one.G.named_parameters() if f"s.{last}." in name or f"rgb.{last}." in name}
+    start = {name: tensor.detach().clone() for name, tensor in one.G.named_parameters()}
+    for step in range(1, COARSE + 1):
+        one.step(step)
+        assert changed(one, start) == set(start) - finest
+    assert all(p.grad is None for p in one.D.low_level.blocks[0].parameters())
+    one.step(COARSE + 1)
+    assert changed(one, start) == set(start)
+    assert one.D.low_level.coarse_entry.weight.grad is None
+
+
+def test_without_coarse_steps_nothing_is_built_for_them() -> None:
+    plain, coarse = method(), coarse_method()
+    assert plain.D.low_level.coarse_entry is None
+    extra = {"low_level.coarse_entry.weight", "low_level.coarse_entry.bias"}
+    assert {n for n, _ in coarse.D.named_parameters()} - {n for n, _ in plain.D.named_parameters()} == extra
+    for name, tensor in plain.D.named_parameters():
+        assert torch.equal(tensor, dict(coarse.D.named_parameters())[name])
+
+
+@pytest.mark.parametrize("steps", [COARSE - 1, COARSE + 1])
+def test_a_model_samples_the_same_whether_or_not_its_last_block_is_trained(steps: int) -> None:
+    one = coarse_method()
+    for step in range(1, steps + 1):
+        one.step(step)
+    sampler = OneShotSampler.load(one.settings, (32, 32), one.sampling_weights())
+    assert sampler.coarse is (steps <= COARSE)
+    images = sampler.images(sampler.latents([0, 7]))
+    assert images.shape == (2, 3, 32, 32)
+    assert torch.allclose(images, one.generate([0, 7]), atol=1e-5)
+
+
+def test_the_average_starts_anew_at_the_full_size() -> None:
+    one = coarse_method()
+    assert [round(float(one.draw(step).ema_decay), 3) for step in (1, 2, COARSE + 1, COARSE + 2)] == [
+        0.1,
+        0.182,
+        0.1,
+        0.182,
+    ]
