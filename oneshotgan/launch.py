@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oneshotgan import config, media
+from oneshotgan import config, media, neighbours
 from oneshotgan.config import Config
 from oneshotgan.errors import UserError
 from oneshotgan.machine import Machine, choose, memory_errors, running_on
@@ -63,7 +63,7 @@ def train(
         raise UserError(f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}")
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
-    with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY):
+    with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY), neighbours.present():
         if Run.exists(path):
             _continue(Run.open(path), source, choices, given, reporter)
         else:
@@ -134,7 +134,8 @@ def _fit(
     with running_on(machine) as device:
         method = METHODS[settings.method](settings, frames, device, machine.precision, reporter.line)
         figures = None if networks is None else small_figures(frames, networks)
-        fit(method, run, settings, reporter, dataclasses.asdict(machine), figures)
+        yielding = settings.machine.threads == 0 and machine.device == "cpu"
+        fit(method, run, settings, reporter, dataclasses.asdict(machine), figures, yielding)
     reporter.line(f"finished {settings.training.steps} steps: {run.path}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from oneshotgan import neighbours
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 
@@ -51,7 +52,7 @@ def choose(settings: MachineConfig) -> Machine:
     return Machine(
         device=device,
         precision=precision,
-        threads=settings.threads or available_cores(),
+        threads=settings.threads or (1 if neighbours.others() else available_cores()),
         torch=torch.__version__,
         processor=torch.cuda.get_device_name() if device == "cuda" else processor(),
         deterministic=device == "cpu" or settings.deterministic,

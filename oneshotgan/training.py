@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oneshotgan import neighbours
 from oneshotgan.config import Config
 from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
@@ -56,6 +57,7 @@ def fit(
     reporter: Reporter,
     machine_record: dict[str, Any] | None = None,
     figures: Figures | None = None,
+    yielding: bool = False,
 ) -> None:
     """Train `method` from the run's newest good checkpoint to ``settings.training.steps``.
 
@@ -65,6 +67,7 @@ def fit(
     Args:
         figures: maps samples, uint8 (N, H, W, 3), to figures by name, for stats.jsonl, every
             ``machine.evaluate_every`` steps; None for none.
+        yielding: go down to one thread when another training begins on this machine.
 
     Raises:
         UserError: a loss or weight is not finite, memory or disk is full, or no checkpoint is good.
@@ -116,6 +119,13 @@ def fit(
                     stats["figures"] = figures(to_uint8(method.generate(FIGURE_SEEDS)))
                 run.append_stats(stats)
                 reporter.progress(step, steps, rate, values)
+                if yielding and torch.get_num_threads() > 1 and neighbours.others():
+                    torch.set_num_threads(1)
+                    run.update(settings, step, (machine_record or {}) | {"threads": 1})
+                    reporter.line(
+                        f"another training runs here: from step {step} on with one thread, no longer "
+                        "bit-equal to a run alone (--threads keeps a number)"
+                    )
             elif step == first:  # a sign of life: the first line of stats can take minutes
                 reporter.progress(step, steps, clock.rate(step), read(losses))
             if step % machine.sample_every == 0 or step == steps:

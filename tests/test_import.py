@@ -37,6 +37,7 @@ ORDER = (
     "losses",
     "ema",
     "replay",
+    "neighbours",
     "machine",
     "methods.oneshot",
     "methods",
