@@ -1,0 +1,121 @@
+"""Does bf16 learn as float32 does? The same trainings in both, seed by seed.
+
+    python -m benchmarks.precision run --out DIR --input balloons.png kite-surf --seeds 0 1 2 3 4
+    python -m benchmarks.precision show DIR --out benchmarks/results/precision.json
+
+Each training makes 2,000 steps of `preview` on one thread and measures its figures every 100 steps; the mean
+over the last 500 steps is the training's value. For each input and figure: the mean difference bf16 − float32
+over the seeds, with its 95 % interval (Student's t), in per cent of the float32 mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t
+
+from benchmarks.record import provenance, save
+from benchmarks.time_to_quality import read_stats
+
+PRECISIONS = ("bf16", "fp32")
+STEPS, EVERY, LAST = 2000, 100, 500
+
+
+def train(source: Path, precision: str, seed: int, run: Path) -> None:
+    """One training; one that is finished is left alone."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "oneshotgan", "train", source, "--out", run, "--preset", "preview"]
+    words += ["--steps", STEPS, "--seed", seed, "--threads", 1, "--precision", precision]
+    words += ["--evaluate-every", EVERY, "--sample-every", STEPS, "--snapshot-every", STEPS]
+    with open(run.with_suffix(".log"), "a", encoding="utf-8") as log:
+        subprocess.run([str(word) for word in words], stdout=log, stderr=log, check=True)
+    print(run, flush=True)
+
+
+def train_all(given: argparse.Namespace) -> None:
+    """`run`."""
+    cases = [
+        (source, precision, seed, given.out / source.stem / precision / f"seed-{seed}")
+        for seed in given.seeds
+        for source in given.input
+        for precision in PRECISIONS
+    ]
+    with ThreadPoolExecutor(given.workers) as pool:
+        for _ in pool.map(lambda case: train(*case), cases):
+            pass
+
+
+def finished(run: Path) -> bool:
+    """Whether all steps are made."""
+    stats = read_stats(run)
+    return bool(stats) and stats[-1]["step"] == STEPS
+
+
+def figures(run: Path) -> dict[str, float]:
+    """The mean of each figure over the last measurements."""
+    lines = [line["figures"] for line in read_stats(run) if "figures" in line and line["step"] > STEPS - LAST]
+    return {name: statistics.mean(line[name] for line in lines) for name in lines[-1]}
+
+
+def interval(differences: list[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval."""
+    mean, freedom = statistics.mean(differences), len(differences) - 1
+    reach = float(t.ppf(0.975, freedom)) * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - reach, mean + reach
+
+
+def show(given: argparse.Namespace) -> None:
+    """`show`."""
+    result: dict[str, Any] = {}
+    for folder in sorted(path for path in given.folder.iterdir() if path.is_dir()):
+        runs = [run.name for run in sorted((folder / "fp32").glob("seed-*")) if run.is_dir()]
+        pairs = [
+            tuple(figures(folder / precision / name) for precision in PRECISIONS)
+            for name in runs
+            if all(finished(folder / precision / name) for precision in PRECISIONS)
+        ]
+        for name in pairs[0][0]:
+            whole = statistics.mean(full[name] for _, full in pairs)
+            mean, low, high = (
+                100 * value / whole for value in interval([half[name] - full[name] for half, full in pairs])
+            )
+            print(f"{folder.name} {name}: fp32 {whole:.3f}, bf16 {mean:+.1f} % [{low:+.1f}, {high:+.1f}], "
+                  f"{len(pairs)} seeds")  # fmt: skip
+            result.setdefault(folder.name, {})[name] = {
+                "fp32": round(whole, 4),
+                "difference_percent": round(mean, 2),
+                "interval_percent": [round(low, 2), round(high, 2)],
+                "seeds": len(pairs),
+                "pairs": [[round(half[name], 4), round(full[name], 4)] for half, full in pairs],
+            }
+    if given.out:
+        save(given.out, provenance() | {"inputs": result})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--input", type=Path, nargs="+", required=True)
+    run.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    run.add_argument("--workers", type=int, default=2)
+    run.set_defaults(work=train_all)
+    shown = commands.add_parser("show")
+    shown.add_argument("folder", type=Path)
+    shown.add_argument("--out", type=Path)
+    shown.set_defaults(work=show)
+    given = parser.parse_args()
+    given.work(given)
+
+
+if __name__ == "__main__":
+    main()
