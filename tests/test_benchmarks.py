@@ -1,0 +1,80 @@
+"""The measuring programs: that they run, and their arithmetic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import precision, step, time_to_quality
+
+
+def test_step_times_every_variant_and_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "MATRIX", 64)
+    out = tmp_path / "step.json"
+    words = ["step", "--size", "32x32", "--threads", "1", "--rounds", "2", "--steps", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    step.main()
+    content = json.loads(out.read_text())
+    assert content["results"]["plain fp32"]["times_plain"] == 1
+    assert len(content["without"]) == 7
+    fast = content["results"]["fast fp32"]
+    assert fast["gflop"] < content["results"]["plain fp32"]["gflop"]
+    parts = {"G forward, G update", "D forward, D update", "augmentation", "optimisers", "EMA", "kernels"}
+    assert parts < set(fast["parts_ms"])
+    assert all(row["median_ms"] > 0 for row in content["results"].values())
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in (*content["results"], *content["without"]))
+
+
+def write_run(folder: Path, rows: list[tuple[int, float, float, float]]) -> None:
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": step, "seconds": seconds, "figures": {"sifid64_x_small": sifid, "lpips_x_small": lpips}}
+        for step, seconds, sifid, lpips in rows
+    ]
+    (folder / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_time_to_quality_finds_when_both_figures_are_reached(tmp_path: Path) -> None:
+    slow = [(k, 60.0 * k, 10.0 / k, 0.02 * k) for k in range(1, 11)]
+    write_run(tmp_path / "photo" / time_to_quality.BASELINE / "seed-0", slow)
+    write_run(tmp_path / "photo" / "quick" / "seed-0", [(k, 30.0 * k, s, d) for k, _, s, d in slow])
+    write_run(tmp_path / "photo" / "dull" / "seed-0", [(k, 30.0 * k, s, 0.1) for k, _, s, _ in slow])
+    summary = time_to_quality.summarise(time_to_quality.collect(tmp_path), {"photo": 3.0})["photo"]
+    assert summary["goal"] == [round(10 / 9, 3), 0.18]  # the median of the last three
+    assert summary["settings"]["quick"]["reached_after"] == [5.0]
+    assert summary["settings"]["dull"]["reached_after"] == [None]
+    assert "| dull | 1 |" in time_to_quality.table({"photo": summary})
+
+
+def test_time_to_quality_commands_are_settings_that_exist() -> None:
+    from oneshotgan import config
+
+    for name, overrides in time_to_quality.SETTINGS.items():
+        config.with_overrides(config.preset("preview"), overrides)
+        case = time_to_quality.Case(Path("a.png"), name, 0, 1.0, Path("run"))
+        assert "--evaluate-every" in case.command(1, 100)
+
+
+def test_precision_interval_against_students_t() -> None:
+    mean, low, high = precision.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert high - mean == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=1e-3)
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (half, full) in enumerate([(1.1, 1.0), (1.0, 1.0), (0.9, 1.0)]):
+        for name, value in (("bf16", half), ("fp32", full)):
+            steps = range(precision.EVERY, precision.STEPS + 1, precision.EVERY)
+            rows = [(k, 1.0 * k, value if k > precision.STEPS - precision.LAST else 9.0, 0.2) for k in steps]
+            write_run(tmp_path / "in" / "photo" / name / f"seed-{seed}", rows)
+    write_run(tmp_path / "in" / "photo" / "fp32" / "seed-3", [(100, 1.0, 1.0, 1.0)])  # not finished
+    arguments = precision.argparse.Namespace(folder=tmp_path / "in", out=None)
+    precision.show(arguments)
+    assert "photo sifid64_x_small: fp32 1.000, bf16 +0.0 % [-24.8, +24.8], 3 seeds" in capsys.readouterr().out
