@@ -27,7 +27,7 @@ from oneshotgan.replay import CudaGraphs, Replayed, pinned
 
 # Memory of a step for each pixel of the batch and channel of the base width, measured; and how much of what
 # is free it may take before activations are recomputed.
-ACTIVATION_BYTES = {torch.bfloat16: 80, torch.float32: 130, torch.float64: 260}
+ACTIVATION_BYTES = {torch.bfloat16: 80, torch.float32: 140, torch.float64: 280}
 MEMORY_SHARE = 0.7
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -204,6 +204,9 @@ class OneShot:
         """Take back what `state` gave."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for optimiser in (self.optimiser_G, self.optimiser_D):
+            for group in optimiser.param_groups:  # a checkpoint of another device has that one's
+                group["capturable"] = self.device.type == "cuda"
         if self.replayed is not None:
             self.replayed.forget()
 

@@ -1,5 +1,7 @@
 """One step of One-Shot GAN: order, switches, determinism, and that it learns."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -231,3 +233,15 @@ def test_the_average_starts_anew_at_the_full_size() -> None:
         0.1,
         0.182,
     ]
+
+
+def test_a_state_from_a_gpu_goes_on_on_the_cpu() -> None:
+    one, other = method(), method()
+    one.step(1)
+    state = copy.deepcopy(one.state())
+    for name in ("optimiser_G", "optimiser_D"):
+        state[name]["param_groups"][0]["capturable"] = True  # as Adam is set up there
+    other.load_state(state)
+    other.step(2)
+    one.step(2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.G), weights(other.G), strict=True))
