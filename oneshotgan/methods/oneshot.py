@@ -22,7 +22,7 @@ from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.layers import WorkingWeights
-from oneshotgan.models.plan import make_plan
+from oneshotgan.models.plan import Plan, make_plan
 from oneshotgan.replay import CudaGraphs, Replayed, pinned
 
 # Memory of a step for each pixel of the batch and channel of the base width, measured; and how much of what
@@ -215,8 +215,7 @@ class OneShot:
 
         During the coarse steps the last block is not trained, and left out.
         """
-        last = self.plan.blocks - 1
-        untrained = (f"blocks.{last}.", f"to_rgb.{last}.") if self.coarse else ()
+        untrained = _finest(self.plan) if self.coarse else ()
         folded = layers.folded_state(self.ema.network)
         return {name: tensor.cpu() for name, tensor in folded.items() if not name.startswith(untrained)}
 
@@ -346,7 +345,8 @@ class OneShotSampler:
         """From the folded weights of a run and the (height, width) it was trained at."""
         plan = make_plan(size, settings.base_width)
         generator = Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm=False)
-        coarse = not any(name.startswith(f"blocks.{plan.blocks - 1}.") for name in weights)
+        expected = generator.state_dict()
+        coarse = weights.keys() == {name for name in expected if not name.startswith(_finest(plan))}
         generator.load_state_dict(weights, strict=not coarse)
         return cls(generator.requires_grad_(False), coarse)
 
@@ -367,6 +367,11 @@ class OneShotSampler:
         output: GeneratorOutput = self.generator(z, self.coarse)
         image = output.images[0].float()
         return F.interpolate(image, scale_factor=2, mode="bilinear") if self.coarse else image
+
+
+def _finest(plan: Plan) -> tuple[str, str]:
+    """How the names of the generator's weights begin that only the full size uses."""
+    return f"blocks.{plan.blocks - 1}.", f"to_rgb.{plan.blocks - 1}."
 
 
 @contextmanager
