@@ -90,7 +90,7 @@ class MachineConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train.")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "Arithmetic of the networks.")
     threads: int = setting(
-        0, "CPU threads; 0 means one per core, or one where another training runs.", 0, 1024
+        0, "CPU threads; 0 means one per core, shared with other trainings that run.", 0, 1024
     )
     recompute: Literal["auto", "on", "off"] = setting(
         "auto", "Compute activations again in the backward pass: less memory, a third more time."

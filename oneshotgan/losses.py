@@ -66,7 +66,7 @@ def part_losses(logits: Decisions, real: bool) -> dict[str, Tensor]:
     return losses
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # a CUDA graph may read them for as long as it lives
 def _mean_of_means(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Weights that turn concatenated values into the mean over the groups of each group's mean."""
     parts = [torch.full((size,), 1 / (size * len(sizes)), dtype=dtype, device=device) for size in sizes]

@@ -52,7 +52,7 @@ def choose(settings: MachineConfig) -> Machine:
     return Machine(
         device=device,
         precision=precision,
-        threads=settings.threads or (1 if neighbours.others() else available_cores()),
+        threads=settings.threads or fair_threads(),
         torch=torch.__version__,
         processor=torch.cuda.get_device_name() if device == "cuda" else processor(),
         deterministic=device == "cpu" or settings.deterministic,
@@ -78,6 +78,11 @@ def _number(path: str, label: str = "") -> int | None:
             return int(file.read().partition(label)[2].split()[0] if label else file.read())
     except (OSError, ValueError, IndexError):  # another system, or no limit
         return None
+
+
+def fair_threads() -> int:
+    """This training's share of the cores, at least one."""
+    return max(1, available_cores() // (1 + neighbours.others()))
 
 
 def available_cores() -> int:

@@ -1,8 +1,8 @@
 """The other trainings on this machine, so that several do not fight for its cores.
 
 Two trainings of two threads each on two cores are many times slower than two of one thread: each thread
-waits for a sibling that is not running. A training whose threads were not chosen by the user therefore
-takes one thread where others run.
+waits for a sibling that is not running. Trainings whose threads were not chosen by the user therefore share
+the cores (`machine.fair_threads`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,7 +36,8 @@ def present() -> Iterator[None]:
         yield
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # another one may be looking at it
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def others() -> int:
@@ -53,6 +54,7 @@ def others() -> int:
         except OSError:  # gone, or another user's
             continue
         else:  # left by one that was killed
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             lock.release()
     return count

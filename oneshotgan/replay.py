@@ -112,7 +112,7 @@ class CudaGraphs:
     def record(self, work: Callable[[], Losses]) -> tuple[Losses, Callable[[], None]]:
         """As a CUDA graph with memory of its own."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self.stream):
             losses = work()
         return losses, graph.replay
 

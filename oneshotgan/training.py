@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshotgan import neighbours
 from oneshotgan.config import Config
 from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
+from oneshotgan.machine import fair_threads
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run
 
@@ -67,7 +67,7 @@ def fit(
     Args:
         figures: maps samples, uint8 (N, H, W, 3), to figures by name, for stats.jsonl, every
             ``machine.evaluate_every`` steps; None for none.
-        yielding: go down to one thread when another training begins on this machine.
+        yielding: leave other trainings on this machine their share of the cores.
 
     Raises:
         UserError: a loss or weight is not finite, memory or disk is full, or no checkpoint is good.
@@ -119,11 +119,11 @@ def fit(
                     stats["figures"] = figures(to_uint8(method.generate(FIGURE_SEEDS)))
                 run.append_stats(stats)
                 reporter.progress(step, steps, rate, values)
-                if yielding and torch.get_num_threads() > 1 and neighbours.others():
-                    torch.set_num_threads(1)
-                    run.update(settings, step, (machine_record or {}) | {"threads": 1})
+                if yielding and (fair := fair_threads()) < torch.get_num_threads():
+                    torch.set_num_threads(fair)
+                    run.update(settings, step, (machine_record or {}) | {"threads": fair})
                     reporter.line(
-                        f"another training runs here: from step {step} on with one thread, no longer "
+                        f"another training runs here: from step {step} on with {fair} thread(s), no longer "
                         "bit-equal to a run alone (--threads keeps a number)"
                     )
             elif step == first:  # a sign of life: the first line of stats can take minutes

@@ -71,16 +71,16 @@ def test_without_a_folder_nobody_sees_anybody(monkeypatch: pytest.MonkeyPatch) -
         assert neighbours.others() == 0
 
 
-def test_beside_another_training_one_thread_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_share_the_cores_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: 4)
     assert machine.choose(MachineConfig()).threads == 4
     with another():
-        assert machine.choose(MachineConfig()).threads == 1
+        assert machine.choose(MachineConfig()).threads == 2
         assert machine.choose(MachineConfig(threads=3)).threads == 3
 
 
 @pytest.mark.parametrize(("flags", "threads"), [((), [2, 1]), (("--threads", 2), [2])])
-def test_a_training_goes_down_to_one_thread_when_another_begins(
+def test_a_training_leaves_cores_when_another_begins(
     photo: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,5 +96,7 @@ def test_a_training_goes_down_to_one_thread_when_another_begins(
     assert outcome.code == 0, outcome.err
     machines = json.loads(Path("run/config.json").read_text())["run"]["machines"]
     assert [entry["threads"] for entry in machines] == threads
-    assert outcome.err.count("another training runs here: from step 2 on with one thread") == len(threads) - 1
+    assert (
+        outcome.err.count("another training runs here: from step 2 on with 1 thread(s)") == len(threads) - 1
+    )
     assert torch.get_num_threads() == before

@@ -198,7 +198,7 @@ class OneShot:
 
     def state(self) -> dict[str, Any]:
         """All that changes in training, for a checkpoint: tensors and plain values only."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"coarse": self.coarse}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
@@ -207,6 +207,11 @@ class OneShot:
         for optimiser in (self.optimiser_G, self.optimiser_D):
             for group in optimiser.param_groups:  # a checkpoint of another device has that one's
                 group["capturable"] = self.device.type == "cuda"
+            for parameter, moments in optimiser.state.items():  # fused Adam needs the parameter's own layout
+                for name, value in moments.items():
+                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                        moments[name] = torch.empty_like(parameter).copy_(value)
+        self.coarse = state.get("coarse", self.coarse)
         if self.replayed is not None:
             self.replayed.forget()
 
@@ -285,7 +290,8 @@ class OneShot:
 
     @property
     def _diversity_strength(self) -> float:
-        scale = losses.diversity_scale(self.settings.diversity_norm, self.batch_size, self.plan.blocks)
+        blocks = self.plan.blocks - self.coarse
+        scale = losses.diversity_scale(self.settings.diversity_norm, self.batch_size, blocks)
         return self.settings.diversity_weight * scale
 
     def _augmented(self, images: list[Tensor], transforms: Tensor | None) -> list[Tensor]:

@@ -183,10 +183,12 @@ class WorkingWeights:
         torch._foreach_copy_(biases, sources)
 
     def requires_grad_(self, wanted: bool) -> None:
-        """Whether backward passes leave gradients at the kernels."""
+        """Whether backward passes leave gradients at the kernels; clears what a failed update left there."""
         for prepared in self.prepared:
+            prepared.kernel.grad = None
             prepared.kernel.requires_grad_(wanted)
             if prepared.bias is not None:
+                prepared.bias.grad = None
                 prepared.bias.requires_grad_(wanted)
 
     @torch.no_grad()

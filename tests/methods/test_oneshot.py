@@ -245,3 +245,27 @@ def test_a_state_from_a_gpu_goes_on_on_the_cpu() -> None:
     other.step(2)
     one.step(2)
     assert all(torch.equal(a, b) for a, b in zip(weights(one.G), weights(other.G), strict=True))
+
+
+def test_adams_moments_of_another_memory_layout_go_on_the_same() -> None:
+    one, other = method(), method()
+    one.step(1)
+    state = copy.deepcopy(one.state())
+    for name in ("optimiser_G", "optimiser_D"):
+        for moments in state[name]["state"].values():
+            for key, value in moments.items():
+                if value.ndim == 4:
+                    moments[key] = value.contiguous(memory_format=torch.channels_last)
+    other.load_state(state)
+    for each in (one, other):
+        each.step(2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.G), weights(other.G), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.D), weights(other.D), strict=True))
+
+
+def test_after_a_stage_is_loaded_it_draws_as_before() -> None:
+    one, other = coarse_method(), coarse_method()
+    for step in range(1, COARSE + 2):
+        one.step(step)
+    other.load_state(one.state())
+    assert torch.equal(one.generate([0]), other.generate([0]))
