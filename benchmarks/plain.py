@@ -42,22 +42,18 @@ class PlainOneShot(OneShot):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.replayed = None  # it reads values back
         for network in (self.G, self.D):
             for module in network.modules():
                 if isinstance(module, Conv2d):
                     module.__class__ = PlainConv2d
                     module.prepared = None
-        settings = self.settings
-        betas = (settings.adam_beta1, settings.adam_beta2)
-        self.optimiser_G = torch.optim.Adam(
-            self.G.parameters(), settings.learning_rate_g, betas, foreach=False, fused=False
-        )
-        self.optimiser_D = torch.optim.Adam(
-            self.D.parameters(), settings.learning_rate_d, betas, foreach=False, fused=False
-        )
+        self.optimiser_G = self._adam(self.G, foreach=False, fused=False)
+        self.optimiser_D = self._adam(self.D, foreach=False, fused=False)
 
     def update(self, draws: Draws) -> dict[str, Tensor]:
         """One generator update, one discriminator update with fresh z, then the moving average."""
+        self._set_rates(draws.rate)
         if self.settings.power_iteration == "step":
             self._power_iteration(self.G)
             self._power_iteration(self.D)

@@ -21,7 +21,7 @@ from typing import Any
 from scipy.stats import t
 
 from benchmarks.record import provenance, save
-from benchmarks.time_to_quality import read_stats
+from benchmarks.time_to_quality import check_names, read_stats
 
 PRECISIONS = ("bf16", "fp32")
 STEPS, EVERY, LAST = 2000, 100, 500
@@ -40,6 +40,7 @@ def train(source: Path, precision: str, seed: int, run: Path) -> None:
 
 def train_all(given: argparse.Namespace) -> None:
     """`run`."""
+    check_names(given.input)
     cases = [
         (source, precision, seed, given.out / source.stem / precision / f"seed-{seed}")
         for seed in given.seeds
@@ -80,6 +81,9 @@ def show(given: argparse.Namespace) -> None:
             for name in runs
             if all(finished(folder / precision / name) for precision in PRECISIONS)
         ]
+        if len(pairs) < 2:
+            print(f"{folder.name}: {len(pairs)} finished pairs; an interval takes two")
+            continue
         for name in pairs[0][0]:
             whole = statistics.mean(full[name] for _, full in pairs)
             mean, low, high = (

@@ -36,7 +36,7 @@ from oneshotgan import augment, config, losses
 from oneshotgan.config import MachineConfig
 from oneshotgan.machine import choose, freed_memory_kept, running_on
 from oneshotgan.methods.oneshot import OneShot
-from oneshotgan.models.layers import Conv2d, convolutions
+from oneshotgan.models.layers import Conv2d, WorkingWeights, convolutions, power_iteration
 
 SIZES = {"paper": (192, 320), "preview": (64, 80)}
 MATRIX = 2048  # side of the matrices of the roofline
@@ -71,7 +71,8 @@ class Unmerged(OneShot):
             for conv in weights.convolutions:
                 assert conv.prepared is not None
                 precisions[conv] = conv.prepared.kernel.dtype
-                conv.__class__ = UnmergedConv2d
+                if conv.merger is not None:
+                    conv.__class__ = UnmergedConv2d
             weights.__init__(precisions)  # type: ignore[misc]
 
 
@@ -84,7 +85,19 @@ class Unprepared(OneShot):
             for conv in convolutions(network):
                 conv.prepared = None
         for weights in (self.weights_G, self.weights_D):
+            weights.refresh = self._iterating(weights)  # type: ignore[method-assign]
             weights.pull_back = lambda: None  # type: ignore[method-assign]
+
+    @staticmethod
+    def _iterating(weights: WorkingWeights) -> Callable[..., None]:
+        """What is left of `refresh`: the power iteration."""
+
+        @torch.no_grad()
+        def refresh(iterate: bool = True) -> None:
+            if iterate:
+                power_iteration(weights.matrices, weights.us, weights.vs)
+
+        return refresh
 
 
 class Unfused(OneShot):
@@ -94,8 +107,8 @@ class Unfused(OneShot):
         super().__init__(*args)
         for name in ("optimiser_G", "optimiser_D"):
             group = getattr(self, name).param_groups[0]
-            adam = torch.optim.Adam(group["params"], group["lr"], group["betas"], foreach=False, fused=False)
-            setattr(self, name, adam)
+            how = {"foreach": False, "fused": False, "capturable": group["capturable"]}
+            setattr(self, name, torch.optim.Adam(group["params"], group["lr"], group["betas"], **how))
 
 
 @dataclass
@@ -164,8 +177,18 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def launched(method: OneShot) -> Iterator[None]:
+    """Within this context the step is not replayed: a replay calls none of the functions it consists of."""
+    replayed, method.replayed = method.replayed, None
+    try:
+        yield
+    finally:
+        method.replayed = replayed
+
+
 class Parts:
-    """Times the parts of a step by wrapping the functions it calls."""
+    """Times the parts of a step, launched piece by piece, by wrapping the functions it calls."""
 
     def __init__(self, method: OneShot) -> None:
         self.method, self.seconds, self.phase = method, dict[str, float](), "G"
@@ -249,7 +272,7 @@ def matrix_rate(precision: str, device: torch.device) -> float:
 
 def flops(method: OneShot, step: int) -> int:
     """Of the convolutions and matrix products of one step."""
-    with FlopCounterMode(display=False) as counter:
+    with launched(method), FlopCounterMode(display=False) as counter:
         method.step(step)
     return counter.get_total_flops()
 
@@ -284,7 +307,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                     rates[precision].append(matrix_rate(precision, device))
 
         rates: dict[str, list[float]] = {"fp32": [], machine.precision: []}
-        compared = main_variants(machine.precision)
+        compared = [v for v in main_variants(machine.precision) if not given.only or v.name in given.only]
         interleave(compared)
         results: dict[str, Any] = {}
         for variant in compared:
@@ -296,7 +319,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             row["roofline_ms"] = round(1e12 * row["gflop"] / rate, 2)
             row["share_of_roofline"] = round(row["roofline_ms"] / row["median_ms"], 2)
             start = variant.made + 2
-            with variant.within():
+            with variant.within(), launched(variant.method):
                 row["parts_ms"] = Parts(variant.method).measure(range(start, start + max(3, given.steps)))
         for variant in compared:
             variant.method = None
@@ -355,6 +378,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant in a round")
+    parser.add_argument("--only", nargs="+", help="of the compared steps these, by name; the first is 1.00")
     parser.add_argument("--no-ablations", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

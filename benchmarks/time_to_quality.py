@@ -33,23 +33,28 @@ BASELINE = "prototype"
 RATES = {"learning_rate_g": 1e-3, "learning_rate_d": 1e-3}
 
 # Overrides of the preset `preview`.
+LOW_DIVERSITY = {"diversity_weight": 0.15}
 SETTINGS: dict[str, dict[str, Any]] = {
-    BASELINE: {"diversity_weight": 0.15, "augment_probability": 0.7},
+    BASELINE: LOW_DIVERSITY | {"augment_probability": 0.7},
     "preview": {},
-    "paper-diversity": {"diversity_weight": 0.15},
-    "ema-0.99": {"diversity_weight": 0.15, "ema_decay": 0.99},
-    "rates-1e-3": {"diversity_weight": 0.15} | RATES,
-    "rate-d-1e-3": {"diversity_weight": 0.15, "learning_rate_d": 1e-3},
-    "rate-g-1e-3": {"diversity_weight": 0.15, "learning_rate_g": 1e-3},
-    "batch-3": {"diversity_weight": 0.15, "batch_size": 3},
-    "batch-8": {"diversity_weight": 0.15, "batch_size": 8},
-    "width-12": {"diversity_weight": 0.15, "base_width": 12},
-    "width-24": {"diversity_weight": 0.15, "base_width": 24},
-    "diversity-released": {"diversity_weight": 0.15, "diversity_norm": "released"},
-    "beta2-0.99": {"diversity_weight": 0.15, "adam_beta2": 0.99},
-    "coarse-1000": {"diversity_weight": 0.15, "coarse_steps": 1000},
-    "coarse-2000": {"diversity_weight": 0.15, "coarse_steps": 2000},
-    "no-feature-augmentation": {"diversity_weight": 0.15, "feature_augment_probability": 0.0},
+    "paper-diversity": LOW_DIVERSITY,
+    "ema-0.99": LOW_DIVERSITY | {"ema_decay": 0.99},
+    "rates-1e-3": LOW_DIVERSITY | RATES,
+    "rate-d-1e-3": LOW_DIVERSITY | {"learning_rate_d": 1e-3},
+    "rate-g-1e-3": LOW_DIVERSITY | {"learning_rate_g": 1e-3},
+    "rates-fall": LOW_DIVERSITY | {"constant_rate_steps": 1000},
+    "rates-1e-3-fall": LOW_DIVERSITY | RATES | {"constant_rate_steps": 500},
+    "batch-3": LOW_DIVERSITY | {"batch_size": 3},
+    "batch-8": LOW_DIVERSITY | {"batch_size": 8},
+    "width-12": LOW_DIVERSITY | {"base_width": 12},
+    "width-24": LOW_DIVERSITY | {"base_width": 24},
+    "diversity-released": LOW_DIVERSITY | {"diversity_norm": "released"},
+    "beta1-0": LOW_DIVERSITY | {"adam_beta1": 0.0, "adam_beta2": 0.99},
+    "beta2-0.99": LOW_DIVERSITY | {"adam_beta2": 0.99},
+    "coarse-1000": LOW_DIVERSITY | {"coarse_steps": 1000},
+    "coarse-2000": LOW_DIVERSITY | {"coarse_steps": 2000},
+    "no-feature-augmentation": LOW_DIVERSITY | {"feature_augment_probability": 0.0},
+    "low-level-3": LOW_DIVERSITY | {"low_level_blocks": 3},
 }
 SMOOTHED = 3  # measurements in a running median
 
@@ -73,24 +78,19 @@ class Case:
             words += ["--" + name.replace("_", "-"), str(value)]
         return words
 
-    def seconds(self) -> float:
-        """Trained so far."""
-        stats = read_stats(self.run)
-        return float(stats[-1]["seconds"]) if stats else 0.0
-
     def train(self, threads: int, every: int) -> None:
         """Train until the minutes are over; the run is left as one that was asked to stop."""
-        if self.seconds() >= 60 * self.minutes:
+        if minutes_trained(self.run) >= self.minutes:
             return
         self.run.parent.mkdir(parents=True, exist_ok=True)
         with open(self.run.with_suffix(".log"), "a", encoding="utf-8") as log:
             process = subprocess.Popen(self.command(threads, every), stdout=log, stderr=log)
-            while process.poll() is None and self.seconds() < 60 * self.minutes:
-                time.sleep(1)
+            while process.poll() is None and minutes_trained(self.run) < self.minutes:
+                time.sleep(2)
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             process.wait()
-        print(f"{self.run}: {self.seconds():.0f} s", flush=True)
+        print(f"{self.run}: {minutes_trained(self.run):.1f} min", flush=True)
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
@@ -102,8 +102,29 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def check_names(sources: list[Path]) -> None:
+    """Each input's results lie under its name: two of one name would be mixed up."""
+    if len({source.stem for source in sources}) < len(sources):
+        raise SystemExit("error: inputs must differ in name: rename or link them")
+
+
+def seconds_per_step(stats: list[dict[str, Any]], batch_size: int) -> float:
+    """The median over the log lines: what else the machine did for a while does not count."""
+    return statistics.median(batch_size / line["images_per_second"] for line in stats)
+
+
+def minutes_trained(run: Path) -> float:
+    """Steps made times `seconds_per_step`: training alone, without figures, sheets and checkpoints."""
+    stats = read_stats(run)
+    if not stats:
+        return 0.0
+    batch_size = json.loads((run / "config.json").read_text(encoding="utf-8"))["training"]["batch_size"]
+    return float(stats[-1]["step"] * seconds_per_step(stats, batch_size) / 60)
+
+
 def train_all(given: argparse.Namespace) -> None:
     """`run`."""
+    check_names(given.input)
     cases = [
         Case(source, setting, seed, given.minutes, given.out / source.stem / setting / f"seed-{seed}")
         for seed in given.seeds
@@ -123,11 +144,13 @@ Series = list[tuple[float, float, float]]  # minutes, SIFID, LPIPS
 def series(run: Path) -> Series:
     """The figures over the minutes, each the running median of a few measurements."""
     points = []
-    for line in read_stats(run):
+    stats = read_stats(run)
+    per_step = minutes_trained(run) / stats[-1]["step"] if stats else 0.0
+    for line in stats:
         if "figures" in line:
             sifid = next(v for k, v in line["figures"].items() if k.startswith("sifid"))
             lpips = next(v for k, v in line["figures"].items() if k.startswith("lpips"))
-            points.append((line["seconds"] / 60, sifid, lpips))
+            points.append((line["step"] * per_step, sifid, lpips))
     smoothed = []
     for i in range(len(points)):
         window = points[max(0, i + 1 - SMOOTHED) : i + 1]

@@ -48,6 +48,9 @@ class OneShotConfig:
     noise_dim: int = setting(64, "Length of the latent vector z.", 1, 4096)
     content_branch: bool = setting(True, "The discriminator's content branch.")
     layout_branch: bool = setting(True, "The discriminator's layout branch.")
+    low_level_blocks: int = setting(
+        0, "Discriminator blocks before the branching: how large a part each sees; 0 for the plan's.", 0, 4
+    )
     all_rgb_heads: bool = setting(False, "Build the generator's unused coarse RGB heads too.")
     diversity_weight: float = setting(0.15, "λ of eq. 3; 0 turns diversity regularisation off.", 0, 100)
     diversity_norm: Literal["paper", "released"] = setting(
@@ -69,6 +72,9 @@ class OneShotConfig:
     )
     learning_rate_g: float = setting(2e-4, "Adam's learning rate for the generator.", 0, 1)
     learning_rate_d: float = setting(2e-4, "Adam's learning rate for the discriminator.", 0, 1)
+    constant_rate_steps: int = setting(
+        0, "After so many steps the learning rates fall with 1/√step; 0 for never.", 0, 10**9
+    )
     adam_beta1: float = setting(0.5, "Adam's β1.", 0, 0.9999)
     adam_beta2: float = setting(0.999, "Adam's β2.", 0, 0.999999)
     ema_decay: float = setting(0.9999, "Decay of the generator's moving average at most.", 0, 1)

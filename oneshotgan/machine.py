@@ -15,6 +15,7 @@ from oneshotgan import neighbours
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 
+CGROUP = "/sys/fs/cgroup"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -64,10 +65,11 @@ def available_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = _number("/proc/meminfo", "MemAvailable:")
-    ceiling, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    ceiling, used = (_number(f"{CGROUP}/memory.{name}") for name in ("max", "current"))
     limits = [] if free is None else [1024 * free]
     if ceiling is not None and used is not None:
-        limits.append(ceiling - used)
+        cached = _number(f"{CGROUP}/memory.stat", "inactive_file ") or 0  # given back when it is needed
+        limits.append(ceiling - used + cached)
     return min(limits, default=None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,10 +33,13 @@ def test_step_times_every_variant_and_its_parts(
 
 
 def write_run(folder: Path, rows: list[tuple[int, float, float, float]]) -> None:
+    """Measurements as (step, seconds, SIFID, LPIPS), made at one pace."""
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"training": {"batch_size": 5}}))
+    pace = {"images_per_second": 5 * rows[0][0] / rows[0][1]}
     lines = [
-        {"step": step, "seconds": seconds, "figures": {"sifid64_x_small": sifid, "lpips_x_small": lpips}}
-        for step, seconds, sifid, lpips in rows
+        {"step": step, "figures": {"sifid64_x_small": sifid, "lpips_x_small": lpips}} | pace
+        for step, _, sifid, lpips in rows
     ]
     (folder / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -50,6 +54,22 @@ def test_time_to_quality_finds_when_both_figures_are_reached(tmp_path: Path) -> 
     assert summary["settings"]["quick"]["reached_after"] == [5.0]
     assert summary["settings"]["dull"]["reached_after"] == [None]
     assert "| dull | 1 |" in time_to_quality.table({"photo": summary})
+
+
+def test_minutes_are_steps_at_the_usual_pace(tmp_path: Path) -> None:
+    assert time_to_quality.minutes_trained(tmp_path / "none") == 0
+    write_run(tmp_path / "run", [(600, 60.0, 1.0, 0.1), (1200, 120.0, 0.9, 0.1), (1800, 180.0, 0.8, 0.1)])
+    lines = (tmp_path / "run" / "stats.jsonl").read_text().splitlines()
+    slow = json.loads(lines[1]) | {"images_per_second": 1.0}  # the machine did something else meanwhile
+    (tmp_path / "run" / "stats.jsonl").write_text("\n".join([lines[0], json.dumps(slow), lines[2], ""]))
+    assert time_to_quality.minutes_trained(tmp_path / "run") == pytest.approx(3)
+
+
+@pytest.mark.parametrize("program", [time_to_quality, precision])
+def test_two_inputs_of_one_name_are_refused(program: ModuleType) -> None:
+    given = program.argparse.Namespace(input=[Path("a/frames"), Path("b/frames")])
+    with pytest.raises(SystemExit, match="differ in name"):
+        program.train_all(given)
 
 
 def test_time_to_quality_commands_are_settings_that_exist() -> None:
@@ -75,6 +95,9 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
             rows = [(k, 1.0 * k, value if k > precision.STEPS - precision.LAST else 9.0, 0.2) for k in steps]
             write_run(tmp_path / "in" / "photo" / name / f"seed-{seed}", rows)
     write_run(tmp_path / "in" / "photo" / "fp32" / "seed-3", [(100, 1.0, 1.0, 1.0)])  # not finished
+    (tmp_path / "in" / "begun" / "fp32").mkdir(parents=True)
     arguments = precision.argparse.Namespace(folder=tmp_path / "in", out=None)
     precision.show(arguments)
-    assert "photo sifid64_x_small: fp32 1.000, bf16 +0.0 % [-24.8, +24.8], 3 seeds" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "photo sifid64_x_small: fp32 1.000, bf16 +0.0 % [-24.8, +24.8], 3 seeds" in printed
+    assert "begun: 0 finished pairs" in printed

@@ -3,21 +3,23 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from oneshotgan import machine
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 from oneshotgan.machine import choose, memory_errors, running_on
 
 
 def test_auto_is_resolved_and_recorded() -> None:
-    machine = choose(MachineConfig(threads=3))
-    assert (machine.device, machine.threads) == ("cpu", 3)
-    assert machine.precision in ("fp32", "bf16")
-    assert machine.torch == torch.__version__
-    assert machine.deterministic
+    chosen = choose(MachineConfig(threads=3))
+    assert (chosen.device, chosen.threads) == ("cpu", 3)
+    assert chosen.precision in ("fp32", "bf16")
+    assert chosen.torch == torch.__version__
+    assert chosen.deterministic
     assert str(choose(MachineConfig(threads=1, precision="fp32"))) == "cpu, fp32, 1 thread"
 
 
@@ -32,6 +34,20 @@ def test_threads_are_put_back() -> None:
         assert torch.get_num_threads() == before + 1
         assert device == torch.device("cpu")
     assert torch.get_num_threads() == before
+
+
+def test_memory_that_only_caches_files_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CGROUP", str(tmp_path))
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert machine.available_memory(torch.device("cpu")) == 100
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 300\nactive_file 200\n")
+    assert machine.available_memory(torch.device("cpu")) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    free = machine.available_memory(torch.device("cpu"))
+    assert free is None or free > 1000
 
 
 FAULTS = """

@@ -42,6 +42,7 @@ class Draws:
         transforms_G, transforms_D: (N, 2, 3) and (2N, 2, 3), image augmentation (reals first); None if off.
         features: feature augmentation; None if off.
         ema_decay: scalar.
+        rate: scalar, the learning rates' share of those set.
     """
 
     frames: Tensor
@@ -51,6 +52,7 @@ class Draws:
     transforms_D: Tensor | None
     features: feature_augment.FeatureAugmentDraw | None
     ema_decay: Tensor
+    rate: Tensor
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
@@ -97,7 +99,11 @@ class OneShot:
         self.settings: OneShotConfig = config.model
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
         self.device = device
-        self.plan = make_plan((frames.shape[1], frames.shape[2]), self.settings.base_width)
+        self.plan = make_plan(
+            (frames.shape[1], frames.shape[2]),
+            self.settings.base_width,
+            low_level_blocks=self.settings.low_level_blocks,
+        )
         self.batches = Batches(frames, self.batch_size, self.plan.low_level_blocks, self.seed, device)
         with seeded_initialisation(self.seed):
             self.G = Generator(self.plan, self.settings.noise_dim, self.settings.all_rgb_heads)
@@ -115,10 +121,8 @@ class OneShot:
         precisions: dict[torch.nn.Module, torch.dtype] = {self.D.low_level: low}
         precisions |= {branch: full for branch in (self.D.content, self.D.layout) if branch is not None}
         self.weights_D = WorkingWeights(precisions)
-        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        how: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
-        self.optimiser_G = torch.optim.Adam(self.G.parameters(), self.settings.learning_rate_g, betas, **how)
-        self.optimiser_D = torch.optim.Adam(self.D.parameters(), self.settings.learning_rate_d, betas, **how)
+        self.optimiser_G = self._adam(self.G, fused=True, capturable=device.type == "cuda")
+        self.optimiser_D = self._adam(self.D, fused=True, capturable=device.type == "cuda")
         if self._recomputes(config.machine.recompute, low):
             self.G.recompute = self.D.low_level.recompute = True
             if config.machine.recompute == "auto":
@@ -152,6 +156,7 @@ class OneShot:
             transforms_D=self._transforms("augment_D", step, 2 * count),
             features=features,
             ema_decay=torch.tensor(ema_decay_at(self._steps_of_stage(step), settings.ema_decay)),
+            rate=torch.tensor(rate_at(step, settings.constant_rate_steps)),
         )
 
     def update(self, draws: Draws) -> dict[str, Tensor]:
@@ -161,6 +166,8 @@ class OneShot:
         read back from the device.
         """
         iterate = self.settings.power_iteration == "forward"
+
+        self._set_rates(draws.rate)
 
         # Generator: min L_adv − λ L_DR (eq. 3), the discriminator fixed
         self.weights_G.refresh()
@@ -207,6 +214,7 @@ class OneShot:
         for optimiser in (self.optimiser_G, self.optimiser_D):
             for group in optimiser.param_groups:  # a checkpoint of another device has that one's
                 group["capturable"] = self.device.type == "cuda"
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
             for parameter, moments in optimiser.state.items():  # fused Adam needs the parameter's own layout
                 for name, value in moments.items():
                     if value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -247,6 +255,17 @@ class OneShot:
         return available is not None and needed > MEMORY_SHARE * available
 
     # --- the parts of an update ---
+
+    def _adam(self, network: torch.nn.Module, **how: Any) -> torch.optim.Adam:
+        """Adam; its rate is a tensor, so that a recorded step can take it from outside (see `_set_rates`)."""
+        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
+        rate = torch.zeros((), device=self.device)
+        return torch.optim.Adam(network.parameters(), rate, betas, **how)
+
+    def _set_rates(self, share: Tensor) -> None:
+        rates = (self.settings.learning_rate_g, self.settings.learning_rate_d)
+        for optimiser, rate in zip((self.optimiser_G, self.optimiser_D), rates, strict=True):
+            optimiser.param_groups[0]["lr"].copy_(share * rate)
 
     def _update_D(self, real: list[Tensor], fake: list[Tensor], draws: Draws) -> Tensor:
         """One update of the discriminator; gives loss_D."""
@@ -334,6 +353,15 @@ class OneShot:
         return augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
 
 
+def rate_at(step: int, constant_steps: int) -> float:
+    """The share of the learning rates at `step`: 1, after `constant_steps` √(constant_steps / step).
+
+    The schedule of Karras et al., *Analyzing and Improving the Training Dynamics of Diffusion Models*
+    (CVPR 2024): it knows no last step, so that a run can be extended. 0 means that the rates stay.
+    """
+    return min(1.0, (constant_steps / step) ** 0.5) if constant_steps else 1.0
+
+
 class OneShotSampler:
     """Draws images from a trained generator; one seed is one image.
 
@@ -349,7 +377,7 @@ class OneShotSampler:
         cls, settings: OneShotConfig, size: tuple[int, int], weights: dict[str, Tensor]
     ) -> OneShotSampler:
         """From the folded weights of a run and the (height, width) it was trained at."""
-        plan = make_plan(size, settings.base_width)
+        plan = make_plan(size, settings.base_width, low_level_blocks=settings.low_level_blocks)
         generator = Generator(plan, settings.noise_dim, settings.all_rgb_heads, spectral_norm=False)
         expected = generator.state_dict()
         coarse = weights.keys() == {name for name in expected if not name.startswith(_finest(plan))}

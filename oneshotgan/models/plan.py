@@ -55,7 +55,9 @@ class Plan:
         return len(self.branch_widths) - 1
 
 
-def make_plan(size: Size, base_width: int = 32, aspect: float | None = None) -> Plan:
+def make_plan(
+    size: Size, base_width: int = 32, aspect: float | None = None, low_level_blocks: int = 0
+) -> Plan:
     """Plan the networks for an image of about `size` (height, width).
 
     The trained size, ``(plan.height, plan.width)``, keeps the aspect within 10 %, and planning for it
@@ -64,6 +66,8 @@ def make_plan(size: Size, base_width: int = 32, aspect: float | None = None) -> 
 
     Args:
         aspect: width / height to keep, where `size` is a rounded one; that of `size` if None.
+        low_level_blocks: how many of the discriminator's blocks come before the branching, 1 to 4 and never
+            more than L; 0 for the number that belongs to L.
 
     Raises:
         UserError: a side below 32 px, an aspect beyond 16:1, or a short side above 1,792 px.
@@ -80,6 +84,7 @@ def make_plan(size: Size, base_width: int = 32, aspect: float | None = None) -> 
     ]
     blocks, (noise_height, noise_width) = (exact or rules)[0]
     total, low_level = DISCRIMINATOR_BLOCKS[blocks]
+    low_level = min(low_level_blocks, blocks) or low_level
     generator = GENERATOR_MULTIPLES[-(blocks + 1) :]
     discriminator = DISCRIMINATOR_MULTIPLES[: total + 1]
     return Plan(

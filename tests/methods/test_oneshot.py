@@ -8,7 +8,7 @@ import torch
 
 from oneshotgan import augment, config, losses
 from oneshotgan.data import to_float
-from oneshotgan.methods.oneshot import OneShot, OneShotSampler
+from oneshotgan.methods.oneshot import OneShot, OneShotSampler, rate_at
 from oneshotgan.models import feature_augment
 
 CPU = torch.device("cpu")
@@ -164,6 +164,45 @@ def test_a_short_training_learns() -> None:
     chance = 8 * np.log(2)  # loss_D of a discriminator that cannot tell
     assert min(float(value["loss_D"]) for value in values) < 0.7 * chance
     assert distance() < 0.5 * start
+
+
+def test_learning_rates_stay_and_then_fall_with_the_root_of_the_step() -> None:
+    assert [rate_at(step, 0) for step in (1, 10**6)] == [1, 1]
+    assert [rate_at(step, 100) for step in (1, 100, 400, 10_000)] == [1, 1, 0.5, 0.1]
+    one = method(constant_rate_steps=1, learning_rate_g=1e-3, learning_rate_d=4e-3)
+    for step in range(1, 5):
+        one.step(step)
+    rates = [float(each.param_groups[0]["lr"]) for each in (one.optimiser_G, one.optimiser_D)]
+    assert rates == pytest.approx([0.5e-3, 2e-3])
+
+
+def test_a_rate_of_zero_keeps_the_weights() -> None:
+    one = method(learning_rate_d=0.0)
+    before_G, before_D = weights(one.G), weights(one.D)
+    one.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(before_D, weights(one.D), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before_G, weights(one.G), strict=True))
+
+
+def test_a_state_whose_rates_are_plain_numbers_goes_on() -> None:
+    """As written before rates could fall."""
+    one, other = method(), method()
+    one.step(1)
+    state = copy.deepcopy(one.state())
+    for name in ("optimiser_G", "optimiser_D"):
+        state[name]["param_groups"][0]["lr"] = 5e-4
+    other.load_state(state)
+    for each in (one, other):
+        each.step(2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.G), weights(other.G), strict=True))
+
+
+def test_blocks_before_the_branching_can_be_chosen() -> None:
+    one = method(low_level_blocks=3)
+    assert (len(one.D.low_level.blocks), len(one.D.content.blocks), len(one.G.to_rgb)) == (3, 2, 3)
+    one.step(1)
+    sampler = OneShotSampler.load(one.settings, (32, 32), one.sampling_weights())
+    assert torch.allclose(sampler.images(sampler.latents([0])), one.generate([0]), atol=1e-5)
 
 
 @pytest.mark.gpu

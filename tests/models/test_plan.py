@@ -90,3 +90,13 @@ def test_widths_are_multiples_of_the_base_width() -> None:
     narrow, wide = make_plan((64, 80), 16), make_plan((64, 80), 32)
     assert [2 * w for w in narrow.generator_widths] == list(wide.generator_widths)
     assert wide.generator_widths == (256, 256, 256, 128, 64, 32)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(32, 32), (64, 80), (192, 320), (1024, 1024)])
+def test_the_branching_can_be_moved_and_the_discriminators_blocks_stay(size, blocks: int) -> None:
+    plan, moved = make_plan(size), make_plan(size, low_level_blocks=blocks)
+    assert moved.low_level_blocks == blocks
+    assert moved.low_level_blocks + moved.branch_blocks == plan.low_level_blocks + plan.branch_blocks
+    assert moved.low_level_widths[-1] == moved.branch_widths[0]
+    assert moved.generator_widths == plan.generator_widths
