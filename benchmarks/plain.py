@@ -68,7 +68,9 @@ class PlainOneShot(OneShot):
         if self.settings.diversity_weight > 0:
             diversity = plain_diversity(fake.features, self.settings.diversity_features == "tanh")
         logits_fake = self._judge(fake.images, draws.transforms_G)
-        loss_G = losses.generator_loss(logits_fake, diversity, self._diversity_strength)
+        loss_G = losses.generator_loss(
+            logits_fake, diversity, self._diversity_strength, self.settings.logit_scale
+        )
         torch.autograd.backward(loss_G)
         self.optimiser_G.step()
 
@@ -80,7 +82,7 @@ class PlainOneShot(OneShot):
         real = [x.to(y.dtype) for x, y in zip(batch, fake.images, strict=True)]
         logits_real = self._judge(real, real_transforms, self._feature_transform(draws))
         logits_fake = self._judge(fake.images, fake_transforms)
-        loss_D = losses.discriminator_loss(logits_real, logits_fake)
+        loss_D = losses.discriminator_loss(logits_real, logits_fake, self.settings.logit_scale)
         torch.autograd.backward(loss_D)
         self.optimiser_D.step()
 

@@ -59,6 +59,9 @@ class OneShotConfig:
     diversity_features: Literal["tanh", "raw"] = setting(
         "tanh", "What eq. 1 compares: tanh of features, or raw."
     )
+    logit_scale: float = setting(
+        1.0, "Factor on the discriminator's logits, which spectral normalisation holds together.", 0.01, 100
+    )
     augment_probability: float = setting(
         0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1
     )
@@ -245,9 +248,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:
-    """The settings back from `to_dict`; unknown or ill-typed entries raise a UserError."""
+    """The settings back from `to_dict`; unknown or ill-typed entries raise a UserError.
+
+    A setting that is not there is younger than the file; it has its neutral value, whatever a preset says.
+    """
     choices, overrides = parse(content)
-    return _apply(preset(choices.get("preset", "paper")), overrides)
+    return _apply(Config(preset=typing.cast(Any, choices.get("preset", "paper"))), overrides)
 
 
 def to_toml(config: Config) -> str:

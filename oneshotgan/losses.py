@@ -48,16 +48,18 @@ def diversity_scale(norm: str, samples: int, blocks: int) -> float:
     return 4.0 * pairs * blocks / (blocks * (blocks - 1) / 2)
 
 
-def part_losses(logits: Decisions, real: bool) -> dict[str, Tensor]:
+def part_losses(logits: Decisions, real: bool, logit_scale: float = 1.0) -> dict[str, Tensor]:
     """Binary cross-entropy of each part of the discriminator, the mean over its decisions.
 
     Args:
         real: the label the logits are held against.
+        logit_scale: a factor on the logits. Spectral normalisation bounds how far apart a discriminator can
+            hold real and generated images; without a factor the cross-entropy stays near chance.
 
     Returns:
         One scalar per part that exists: ``low_level``, ``content``, ``layout``.
     """
-    sign = -1.0 if real else 1.0  # −log D = softplus(−logit), −log(1 − D) = softplus(logit)
+    sign = -logit_scale if real else logit_scale  # −log D = softplus(−logit), −log(1 − D) = softplus(logit)
     losses = {}
     for name, decisions in logits.parts().items():
         x = at_least_float32(torch.cat([decision.flatten() for decision in decisions]))
@@ -78,19 +80,20 @@ def adversarial(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack([PART_WEIGHTS[name] * loss for name, loss in parts.items()]).sum()
 
 
-def discriminator_loss(logits_real: Decisions, logits_fake: Decisions) -> Tensor:
+def discriminator_loss(logits_real: Decisions, logits_fake: Decisions, logit_scale: float = 1.0) -> Tensor:
     """Eq. 3 as the discriminator sees it: the cross-entropy of eq. 2 on real and generated images."""
-    return adversarial(part_losses(logits_real, real=True)) + adversarial(
-        part_losses(logits_fake, real=False)
-    )
+    on_real = adversarial(part_losses(logits_real, real=True, logit_scale=logit_scale))
+    return on_real + adversarial(part_losses(logits_fake, real=False, logit_scale=logit_scale))
 
 
-def generator_loss(logits_fake: Decisions, diversity_term: Tensor | None, weight: float) -> Tensor:
+def generator_loss(
+    logits_fake: Decisions, diversity_term: Tensor | None, weight: float, logit_scale: float = 1.0
+) -> Tensor:
     """Eq. 3 as the generator sees it: L_adv − λ L_DR, L_adv in its non-saturating form.
 
     Args:
         diversity_term: eq. 1, or None where it is off.
         weight: λ, times the factor of `diversity_scale`.
     """
-    loss = adversarial(part_losses(logits_fake, real=True))
+    loss = adversarial(part_losses(logits_fake, real=True, logit_scale=logit_scale))
     return loss if diversity_term is None else loss - weight * diversity_term

@@ -107,3 +107,11 @@ def test_changed_fields_are_named() -> None:
     assert config.changed_fields(old, new) == ["base_width", "steps"]
     assert config.changed_fields(old, old) == []
     assert dataclasses.is_dataclass(old)
+
+
+def test_a_setting_younger_than_a_runs_file_is_neutral_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = config.to_dict(config.preset("preview"))
+    del content["model"]["low_level_blocks"]
+    monkeypatch.setitem(config._PRESETS["preview"], "low_level_blocks", 3)
+    assert config.preset("preview").model.low_level_blocks == 3
+    assert config.from_dict(content).model.low_level_blocks == 0

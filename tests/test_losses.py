@@ -107,3 +107,14 @@ def test_equation_three() -> None:
     # The generator gains from logits that say "real", the discriminator from the opposite.
     assert losses.generator_loss(decisions(1.0), None, 0) < losses.generator_loss(decisions(-1.0), None, 0)
     assert losses.discriminator_loss(decisions(1.0), decisions(-1.0)) < 2 * at_zero
+
+
+def test_the_factor_on_the_logits_is_one_on_every_decision() -> None:
+    three = decisions(0.5), decisions(-0.2)
+    scaled = decisions(2.0), decisions(-0.8)
+    assert float(losses.discriminator_loss(*three, 4.0)) == pytest.approx(
+        float(losses.discriminator_loss(*scaled))
+    )
+    assert float(losses.generator_loss(three[1], None, 0, 4.0)) == pytest.approx(
+        float(losses.generator_loss(scaled[1], None, 0))
+    )

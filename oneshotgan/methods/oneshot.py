@@ -176,7 +176,9 @@ class OneShot:
         fake = self.G(draws.z_G, self.coarse)
         diversity = self._diversity(fake.features)
         logits_fake = self.D(self._augmented(fake.images, draws.transforms_G), coarse=self.coarse)
-        loss_G = losses.generator_loss(logits_fake, diversity, self._diversity_strength)
+        loss_G = losses.generator_loss(
+            logits_fake, diversity, self._diversity_strength, self.settings.logit_scale
+        )
         self.optimiser_G.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_G)
         self.weights_G.pull_back()
@@ -278,7 +280,7 @@ class OneShot:
                 self.weights_D.refresh()
             logits = self.D(both, self._feature_transform(draws), self.coarse)
             logits_real, logits_fake = logits.split(self.batch_size)
-            loss_D = losses.discriminator_loss(logits_real, logits_fake)
+            loss_D = losses.discriminator_loss(logits_real, logits_fake, self.settings.logit_scale)
             torch.autograd.backward(loss_D)
             self.weights_D.pull_back()
         else:
@@ -289,7 +291,7 @@ class OneShot:
                 part = slice(self.batch_size) if is_real else slice(self.batch_size, None)
                 transform = self._feature_transform(draws) if is_real else None
                 logits = self.D([x[part] for x in both], transform, self.coarse)
-                loss = losses.adversarial(losses.part_losses(logits, real=is_real))
+                loss = losses.adversarial(losses.part_losses(logits, is_real, self.settings.logit_scale))
                 torch.autograd.backward(loss)
                 self.weights_D.pull_back()
                 loss_D = loss_D + loss.detach()

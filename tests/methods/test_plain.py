@@ -90,7 +90,8 @@ OTHERS = [
     {"feature_augment_probability": 0, "augment_probability": 0},
     {"diversity_weight": 0, "batch_size": 4},
     {"coarse_steps": 100},
-    {"low_level_blocks": 3, "constant_rate_steps": 4},
+    {"low_level_blocks": 3, "constant_rate_steps": 4, "logit_scale": 4.0},
+    {"logit_scale": 4.0, "joined_pass": False},
 ]
 
 
