@@ -1,7 +1,7 @@
 """Does bf16 learn as float32 does? The same trainings in both, seed by seed.
 
     python -m benchmarks.precision run --out DIR --input balloons.png kite-surf --seeds 0 1 2 3 4
-    python -m benchmarks.precision show DIR --out benchmarks/results/precision.json
+    python -m benchmarks.precision show DIR --pool EARLIER.json --out benchmarks/results/precision.json
 
 Each training makes 2,000 steps of `preview` on one thread and measures its figures every 100 steps; the mean
 over the last 500 steps is the training's value. For each input and figure: the mean difference bf16 − float32
@@ -11,6 +11,7 @@ over the seeds, with its 95 % interval (Student's t), in per cent of the float32
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -71,33 +72,44 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
+Pairs = dict[str, dict[str, list[float]]]  # figure -> seed -> its value in bf16 and in float32
+
+
+def collect(folder: Path) -> Pairs:
+    """The finished pairs among the trainings on one input."""
+    pairs: Pairs = {}
+    for run in sorted(folder.glob("fp32/seed-*")):
+        both = [folder / precision / run.name for precision in PRECISIONS]
+        if all(path.is_dir() and finished(path) for path in both):
+            half, full = (figures(path) for path in both)
+            for name in full:
+                pairs.setdefault(name, {})[run.name] = [round(half[name], 4), round(full[name], 4)]
+    return pairs
+
+
 def show(given: argparse.Namespace) -> None:
     """`show`."""
-    result: dict[str, Any] = {}
+    earlier = json.loads(given.pool.read_text(encoding="utf-8")) if given.pool else {"inputs": {}}
+    result: dict[str, Any] = earlier["inputs"]
     for folder in sorted(path for path in given.folder.iterdir() if path.is_dir()):
-        runs = [run.name for run in sorted((folder / "fp32").glob("seed-*")) if run.is_dir()]
-        pairs = [
-            tuple(figures(folder / precision / name) for precision in PRECISIONS)
-            for name in runs
-            if all(finished(folder / precision / name) for precision in PRECISIONS)
-        ]
-        if len(pairs) < 2:
-            print(f"{folder.name}: {len(pairs)} finished pairs; an interval takes two")
-            continue
-        for name in pairs[0][0]:
-            whole = statistics.mean(full[name] for _, full in pairs)
-            mean, low, high = (
-                100 * value / whole for value in interval([half[name] - full[name] for half, full in pairs])
-            )
-            print(f"{folder.name} {name}: fp32 {whole:.3f}, bf16 {mean:+.1f} % [{low:+.1f}, {high:+.1f}], "
-                  f"{len(pairs)} seeds")  # fmt: skip
-            result.setdefault(folder.name, {})[name] = {
-                "fp32": round(whole, 4),
-                "difference_percent": round(mean, 2),
-                "interval_percent": [round(low, 2), round(high, 2)],
-                "seeds": len(pairs),
-                "pairs": [[round(half[name], 4), round(full[name], 4)] for half, full in pairs],
-            }
+        for name, pairs in collect(folder).items():
+            of_figure = result.setdefault(folder.name, {}).setdefault(name, {"pairs": {}})
+            of_figure["pairs"] |= pairs
+    for source, content in result.items():
+        for name, row in content.items():
+            halves, fulls = zip(*row["pairs"].values(), strict=True)
+            whole = statistics.mean(fulls)
+            row |= {"fp32": round(whole, 4), "seeds": len(fulls)}
+            text = f"{source} {name}: fp32 {whole:.3f}, {len(fulls)} seeds"
+            if len(fulls) > 1:
+                differences = [half - full for half, full in zip(halves, fulls, strict=True)]
+                mean, low, high = (100 * value / whole for value in interval(differences))
+                row |= {
+                    "difference_percent": round(mean, 2),
+                    "interval_percent": [round(low, 2), round(high, 2)],
+                }
+                text += f", bf16 {mean:+.1f} % [{low:+.1f}, {high:+.1f}]"
+            print(text)
     if given.out:
         save(given.out, provenance() | {"inputs": result})
 
@@ -115,6 +127,7 @@ def main() -> None:
     run.set_defaults(work=train_all)
     shown = commands.add_parser("show")
     shown.add_argument("folder", type=Path)
+    shown.add_argument("--pool", type=Path, help="a result of `show`, whose seeds are taken too")
     shown.add_argument("--out", type=Path)
     shown.set_defaults(work=show)
     given = parser.parse_args()

@@ -57,6 +57,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coarse-1000": LOW_DIVERSITY | {"coarse_steps": 1000},
     "coarse-2000": LOW_DIVERSITY | {"coarse_steps": 2000},
     "no-feature-augmentation": LOW_DIVERSITY | {"feature_augment_probability": 0.0},
+    "logits-4": LOW_DIVERSITY | {"logit_scale": 4.0, "augment_probability": 0.7},
+    "logits-10": LOW_DIVERSITY | {"logit_scale": 10.0, "augment_probability": 0.7},
+    "ramp-4000": LOW_DIVERSITY | {"augment_ramp_steps": 4000, "augment_probability": 0.7},
+    "ramp-4000-logits-4": LOW_DIVERSITY
+    | {"augment_ramp_steps": 4000, "augment_probability": 0.7, "logit_scale": 4.0},
     "low-level-3": LOW_DIVERSITY | {"low_level_blocks": 3},
 }
 SMOOTHED = 3  # measurements in a running median

@@ -65,6 +65,9 @@ class OneShotConfig:
     augment_probability: float = setting(
         0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1
     )
+    augment_ramp_steps: int = setting(
+        0, "Steps over which that probability grows from 0, as ADA's does; 0 for none.", 0, 10**9
+    )
     feature_augment_probability: float = setting(0.4, "Of mixing real features in D; 0 turns it off.", 0, 1)
     power_iteration: Literal["step", "forward"] = setting(
         "step", "Refine the spectral norms once a step, or before every forward pass."

@@ -96,8 +96,13 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
             write_run(tmp_path / "in" / "photo" / name / f"seed-{seed}", rows)
     write_run(tmp_path / "in" / "photo" / "fp32" / "seed-3", [(100, 1.0, 1.0, 1.0)])  # not finished
     (tmp_path / "in" / "begun" / "fp32").mkdir(parents=True)
-    arguments = precision.argparse.Namespace(folder=tmp_path / "in", out=None)
-    precision.show(arguments)
-    printed = capsys.readouterr().out
-    assert "photo sifid64_x_small: fp32 1.000, bf16 +0.0 % [-24.8, +24.8], 3 seeds" in printed
-    assert "begun: 0 finished pairs" in printed
+
+    def show(**given: Path | None) -> str:
+        arguments = {"folder": tmp_path / "in", "pool": None, "out": None} | given
+        precision.show(precision.argparse.Namespace(**arguments))
+        return capsys.readouterr().out
+
+    out = tmp_path / "result.json"
+    assert "photo sifid64_x_small: fp32 1.000, 3 seeds, bf16 +0.0 % [-24.8, +24.8]" in show(out=out)
+    (tmp_path / "in" / "photo").rename(tmp_path / "elsewhere")
+    assert "3 seeds" in show(pool=out)

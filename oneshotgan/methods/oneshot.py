@@ -351,6 +351,8 @@ class OneShot:
         probability = self.settings.augment_probability
         if probability == 0:
             return None
+        if self.settings.augment_ramp_steps:
+            probability *= min(1.0, step / self.settings.augment_ramp_steps)
         uniform = torch.rand(count, augment.DRAWS, generator=random_stream(self.seed, name, step))
         return augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
 

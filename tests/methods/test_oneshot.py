@@ -176,6 +176,19 @@ def test_learning_rates_stay_and_then_fall_with_the_root_of_the_step() -> None:
     assert rates == pytest.approx([0.5e-3, 2e-3])
 
 
+def test_augmentation_grows_to_its_probability_and_stays() -> None:
+    one, whole = method(augment_ramp_steps=100, batch_size=200), method(batch_size=200)
+
+    def moved(which: OneShot, step: int) -> int:
+        identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+        return int((which.draw(step).transforms_D != identity).any(dim=2).any(dim=1).sum())
+
+    assert moved(one, 1) < 0.1 * moved(whole, 1)
+    assert 0.3 < moved(one, 50) / moved(whole, 50) < 0.8
+    for step in (100, 1000):
+        assert torch.equal(one.draw(step).transforms_D, whole.draw(step).transforms_D)
+
+
 def test_a_rate_of_zero_keeps_the_weights() -> None:
     one = method(learning_rate_d=0.0)
     before_G, before_D = weights(one.G), weights(one.D)
