@@ -30,39 +30,46 @@ from typing import Any
 from benchmarks.record import provenance, save
 
 BASELINE = "prototype"
-RATES = {"learning_rate_g": 1e-3, "learning_rate_d": 1e-3}
+PROTOTYPE = {"diversity_weight": 0.15, "logit_scale": 1.0, "augment_probability": 0.7}
+GENTLE = PROTOTYPE | {"augment_probability": 0.3}
+SHARP = PROTOTYPE | {"logit_scale": 4.0}
+
+
+def rates(g: float, d: float) -> dict[str, float]:
+    return {"learning_rate_g": g, "learning_rate_d": d}
+
 
 # Overrides of the preset `preview`.
-LOW_DIVERSITY = {"diversity_weight": 0.15}
 SETTINGS: dict[str, dict[str, Any]] = {
-    BASELINE: LOW_DIVERSITY | {"augment_probability": 0.7},
+    BASELINE: PROTOTYPE,
     "preview": {},
-    "paper-diversity": LOW_DIVERSITY,
-    "ema-0.99": LOW_DIVERSITY | {"ema_decay": 0.99},
-    "rates-1e-3": LOW_DIVERSITY | RATES,
-    "rate-d-1e-3": LOW_DIVERSITY | {"learning_rate_d": 1e-3},
-    "rate-g-1e-3": LOW_DIVERSITY | {"learning_rate_g": 1e-3},
-    "rates-2.5e-4": LOW_DIVERSITY | {"learning_rate_g": 2.5e-4, "learning_rate_d": 2.5e-4},
-    "rate-g-2.5e-4": LOW_DIVERSITY | {"learning_rate_g": 2.5e-4},
-    "rate-d-2.5e-4": LOW_DIVERSITY | {"learning_rate_d": 2.5e-4},
-    "rates-fall": LOW_DIVERSITY | {"constant_rate_steps": 1000},
-    "rates-1e-3-fall": LOW_DIVERSITY | RATES | {"constant_rate_steps": 500},
-    "batch-3": LOW_DIVERSITY | {"batch_size": 3},
-    "batch-8": LOW_DIVERSITY | {"batch_size": 8},
-    "width-12": LOW_DIVERSITY | {"base_width": 12},
-    "width-24": LOW_DIVERSITY | {"base_width": 24},
-    "diversity-released": LOW_DIVERSITY | {"diversity_norm": "released"},
-    "beta1-0": LOW_DIVERSITY | {"adam_beta1": 0.0, "adam_beta2": 0.99},
-    "beta2-0.99": LOW_DIVERSITY | {"adam_beta2": 0.99},
-    "coarse-1000": LOW_DIVERSITY | {"coarse_steps": 1000},
-    "coarse-2000": LOW_DIVERSITY | {"coarse_steps": 2000},
-    "no-feature-augmentation": LOW_DIVERSITY | {"feature_augment_probability": 0.0},
-    "logits-4": LOW_DIVERSITY | {"logit_scale": 4.0, "augment_probability": 0.7},
-    "logits-10": LOW_DIVERSITY | {"logit_scale": 10.0, "augment_probability": 0.7},
-    "ramp-4000": LOW_DIVERSITY | {"augment_ramp_steps": 4000, "augment_probability": 0.7},
-    "ramp-4000-logits-4": LOW_DIVERSITY
-    | {"augment_ramp_steps": 4000, "augment_probability": 0.7, "logit_scale": 4.0},
-    "low-level-3": LOW_DIVERSITY | {"low_level_blocks": 3},
+    "prototype-rates-fall": PROTOTYPE | {"constant_rate_steps": 3000},
+    "gentle": GENTLE,
+    "gentle-ema-0.99": GENTLE | {"ema_decay": 0.99},
+    "gentle-rates-1e-3": GENTLE | rates(1e-3, 1e-3),
+    "gentle-rate-d-1e-3": GENTLE | rates(5e-4, 1e-3),
+    "gentle-rate-g-1e-3": GENTLE | rates(1e-3, 5e-4),
+    "gentle-rates-2.5e-4": GENTLE | rates(2.5e-4, 2.5e-4),
+    "gentle-rates-1e-3-fall": GENTLE | rates(1e-3, 1e-3) | {"constant_rate_steps": 500},
+    "gentle-batch-3": GENTLE | {"batch_size": 3},
+    "gentle-batch-8": GENTLE | {"batch_size": 8},
+    "gentle-width-12": GENTLE | {"base_width": 12},
+    "gentle-width-24": GENTLE | {"base_width": 24},
+    "gentle-diversity-0.4": GENTLE | {"diversity_weight": 0.4},  # the preset before it took logit_scale 4
+    "gentle-diversity-released": GENTLE | {"diversity_norm": "released"},
+    "gentle-beta1-0": GENTLE | {"adam_beta1": 0.0, "adam_beta2": 0.99},
+    "gentle-beta2-0.99": GENTLE | {"adam_beta2": 0.99},
+    "gentle-coarse-1000": GENTLE | {"coarse_steps": 1000},
+    "gentle-coarse-2000": GENTLE | {"coarse_steps": 2000},
+    "gentle-no-feature-augmentation": GENTLE | {"feature_augment_probability": 0.0},
+    "gentle-low-level-3": GENTLE | {"low_level_blocks": 3},
+    "gentle-logits-4": GENTLE | {"logit_scale": 4.0},
+    "growing-augmentation": PROTOTYPE | {"augment_ramp_steps": 4000},
+    "logits-4": SHARP,
+    "logits-4-diversity-0.3": SHARP | {"diversity_weight": 0.3},
+    "logits-4-diversity-0.6": SHARP | {"diversity_weight": 0.6},
+    "logits-4-low-level-3": SHARP | {"low_level_blocks": 3},
+    "logits-10": PROTOTYPE | {"logit_scale": 10.0},
 }
 SMOOTHED = 3  # measurements in a running median
 

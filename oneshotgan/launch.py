@@ -81,6 +81,8 @@ def _begin(
     machine = choose(settings.machine)
     _check_free(path)
     frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
+    if len(frames.images) > 1:
+        settings = config.for_clip(settings, given)
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
