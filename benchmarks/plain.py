@@ -51,6 +51,10 @@ class PlainOneShot(OneShot):
         self.optimiser_G = self._adam(self.G, foreach=False, fused=False)
         self.optimiser_D = self._adam(self.D, foreach=False, fused=False)
 
+    def _set_rates(self, share: Tensor) -> None:
+        self.optimiser_G.param_groups[0]["lr"] = float(share) * self.settings.learning_rate_g
+        self.optimiser_D.param_groups[0]["lr"] = float(share) * self.settings.learning_rate_d
+
     def update(self, draws: Draws) -> dict[str, Tensor]:
         """One generator update, one discriminator update with fresh z, then the moving average."""
         self._set_rates(draws.rate)

@@ -72,6 +72,14 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What all trainings on one input have in common."""
+    run = next(folder.glob("fp32/seed-*/config.json"))
+    content = json.loads(run.read_text(encoding="utf-8"))
+    content["training"].pop("seed", None)
+    return {section: content.get(section) for section in ("data", "model", "training")}
+
+
 Pairs = dict[str, dict[str, list[float]]]  # figure -> seed -> its value in bf16 and in float32
 
 
@@ -92,11 +100,19 @@ def show(given: argparse.Namespace) -> None:
     earlier = json.loads(given.pool.read_text(encoding="utf-8")) if given.pool else {"inputs": {}}
     result: dict[str, Any] = earlier["inputs"]
     for folder in sorted(path for path in given.folder.iterdir() if path.is_dir()):
-        for name, pairs in collect(folder).items():
-            of_figure = result.setdefault(folder.name, {}).setdefault(name, {"pairs": {}})
+        found = collect(folder)
+        if not found:
+            continue
+        of_input = result.setdefault(folder.name, {"settings": settings_of(folder), "figures": {}})
+        if of_input["settings"] != settings_of(folder):
+            raise SystemExit(f"error: {given.pool} was made with other settings on {folder.name}")
+        for name, pairs in found.items():
+            of_figure = of_input["figures"].setdefault(name, {"pairs": {}})
+            if twice := of_figure["pairs"].keys() & pairs.keys():
+                raise SystemExit(f"error: {given.pool} has {', '.join(sorted(twice))} of {folder.name} too")
             of_figure["pairs"] |= pairs
     for source, content in result.items():
-        for name, row in content.items():
+        for name, row in content["figures"].items():
             halves, fulls = zip(*row["pairs"].values(), strict=True)
             whole = statistics.mean(fulls)
             row |= {"fp32": round(whole, 4), "seeds": len(fulls)}
@@ -111,7 +127,8 @@ def show(given: argparse.Namespace) -> None:
                 text += f", bf16 {mean:+.1f} % [{low:+.1f}, {high:+.1f}]"
             print(text)
     if given.out:
-        save(given.out, provenance() | {"inputs": result})
+        commits = [earlier["commit"]] if given.pool else []
+        save(given.out, provenance() | {"earlier_commits": commits, "inputs": result})
 
 
 def main() -> None:

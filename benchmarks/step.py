@@ -307,13 +307,17 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                     rates[precision].append(matrix_rate(precision, device))
 
         rates: dict[str, list[float]] = {"fp32": [], machine.precision: []}
-        compared = [v for v in main_variants(machine.precision) if not given.only or v.name in given.only]
+        compared = main_variants(machine.precision)
+        names = given.only or [variant.name for variant in compared]
+        compared = [variant for variant in compared if variant.name in names]
+        if len(compared) < len(names):
+            raise SystemExit("error: --only takes the names of compared steps")
         interleave(compared)
         results: dict[str, Any] = {}
         for variant in compared:
             assert variant.method is not None
             row = results[variant.name] = summary(variant.seconds)
-            row["times_plain"] = ratio(compared[0].seconds, variant.seconds)
+            row["times_first"] = ratio(compared[0].seconds, variant.seconds)
             row["gflop"] = round(flops(variant.method, variant.made + 1) / 1e9, 2)
             rate = statistics.median(rates[variant.precision])
             row["roofline_ms"] = round(1e12 * row["gflop"] / rate, 2)
@@ -348,10 +352,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """As Markdown."""
-    lines = ["| step | median ms | quartiles | times plain |", "|---|---|---|---|"]
+    lines = [
+        f"| step | median ms | quartiles | times {next(iter(content['results']))} |",
+        "|---|---|---|---|",
+    ]
     for name, row in content["results"].items():
         low, high = row["quartiles_ms"]
-        lines.append(f"| {name} | {row['median_ms']:.1f} | {low:.1f}–{high:.1f} | {row['times_plain']:.2f} |")
+        lines.append(f"| {name} | {row['median_ms']:.1f} | {low:.1f}–{high:.1f} | {row['times_first']:.2f} |")
     timed = content["results"]
     lines += ["", "| part, ms | " + " | ".join(timed) + " |", "|---" * (len(timed) + 1) + "|"]
     parts = dict.fromkeys(part for row in timed.values() for part in row["parts_ms"])

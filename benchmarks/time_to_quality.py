@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "logits-4-low-level-3": SHARP | {"low_level_blocks": 3},
     "logits-10": PROTOTYPE | {"logit_scale": 10.0},
 }
+PACE_LINES = 10  # log lines to either side whose median pace counts
 SMOOTHED = 3  # measurements in a running median
 
 
@@ -87,7 +88,7 @@ class Case:
     def command(self, threads: int, every: int) -> list[str]:
         words = [sys.executable, "-m", "oneshotgan", "train", str(self.source), "--out", str(self.run)]
         words += ["--preset", "preview", "--steps", "1000000", "--seed", str(self.seed)]
-        words += ["--threads", str(threads), "--evaluate-every", str(every)]
+        words += ["--threads", str(threads), "--evaluate-every", str(every), "--log-every", str(every // 5)]
         words += ["--sample-every", str(every), "--checkpoint-every", "1000000"]
         for name, value in SETTINGS[self.setting].items():
             words += ["--" + name.replace("_", "-"), str(value)]
@@ -123,18 +124,32 @@ def check_names(sources: list[Path]) -> None:
         raise SystemExit("error: inputs must differ in name: rename or link them")
 
 
-def seconds_per_step(stats: list[dict[str, Any]], batch_size: int) -> float:
-    """The median over the log lines: what else the machine did for a while does not count."""
-    return statistics.median(batch_size / line["images_per_second"] for line in stats)
+def minutes(stats: list[dict[str, Any]], batch_size: int) -> list[float]:
+    """Minutes of training up to each log line, without figures, sheets and checkpoints.
+
+    Steps times the median pace around them: what else the machine did for a while does not count.
+    """
+    paces = [batch_size / line["images_per_second"] for line in stats]
+    total, before, result = 0.0, 0, []
+    for i, line in enumerate(stats):
+        pace = statistics.median(paces[max(0, i - PACE_LINES) : i + PACE_LINES + 1])
+        total, before = total + (line["step"] - before) * pace / 60, line["step"]
+        result.append(total)
+    return result
+
+
+def timed_stats(run: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """The lines of a run, and `minutes` of each."""
+    stats = read_stats(run)
+    if not stats:
+        return [], []
+    batch_size = json.loads((run / "config.json").read_text(encoding="utf-8"))["training"]["batch_size"]
+    return stats, minutes(stats, batch_size)
 
 
 def minutes_trained(run: Path) -> float:
-    """Steps made times `seconds_per_step`: training alone, without figures, sheets and checkpoints."""
-    stats = read_stats(run)
-    if not stats:
-        return 0.0
-    batch_size = json.loads((run / "config.json").read_text(encoding="utf-8"))["training"]["batch_size"]
-    return float(stats[-1]["step"] * seconds_per_step(stats, batch_size) / 60)
+    """Minutes of training so far."""
+    return next(reversed(timed_stats(run)[1]), 0.0)
 
 
 def train_all(given: argparse.Namespace) -> None:
@@ -159,13 +174,11 @@ Series = list[tuple[float, float, float]]  # minutes, SIFID, LPIPS
 def series(run: Path) -> Series:
     """The figures over the minutes, each the running median of a few measurements."""
     points = []
-    stats = read_stats(run)
-    per_step = minutes_trained(run) / stats[-1]["step"] if stats else 0.0
-    for line in stats:
+    for line, minute in zip(*timed_stats(run), strict=True):
         if "figures" in line:
             sifid = next(v for k, v in line["figures"].items() if k.startswith("sifid"))
             lpips = next(v for k, v in line["figures"].items() if k.startswith("lpips"))
-            points.append((line["step"] * per_step, sifid, lpips))
+            points.append((minute, sifid, lpips))
     smoothed = []
     for i in range(len(points)):
         window = points[max(0, i + 1 - SMOOTHED) : i + 1]

@@ -15,7 +15,7 @@ from oneshotgan.errors import UserError
 if TYPE_CHECKING:
     from oneshotgan.sampling import OneShotGAN
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["OneShotGAN", "UserError", "train"]
 
 

@@ -42,14 +42,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OneShotConfig:
-    """One-Shot GAN: networks, losses, augmentation, optimisers. The defaults are the preset `paper`."""
+    """One-Shot GAN: networks, losses, augmentation, optimisers. The defaults are the preset `paper`.
+
+    A setting that comes later must do nothing at its default: runs that do not have it are read with that.
+    """
 
     base_width: int = setting(32, "Channels of the finest layers; all others are multiples.", 4, 256)
     noise_dim: int = setting(64, "Length of the latent vector z.", 1, 4096)
     content_branch: bool = setting(True, "The discriminator's content branch.")
     layout_branch: bool = setting(True, "The discriminator's layout branch.")
     low_level_blocks: int = setting(
-        0, "Discriminator blocks before the branching: how large a part each sees; 0 for the plan's.", 0, 4
+        0, "Discriminator blocks before the branching, and scales it reads; 0 for the plan's.", 0, 4
     )
     all_rgb_heads: bool = setting(False, "Build the generator's unused coarse RGB heads too.")
     diversity_weight: float = setting(0.15, "λ of eq. 3; 0 turns diversity regularisation off.", 0, 100)
@@ -194,6 +197,9 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     for name, value in changes.items():
         check_field(name, value)
     config = _apply(config, changes)
+    if config.model.coarse_steps and config.model.low_level_blocks == 1:
+        raise UserError("at half the size one block fewer is read: set low_level_blocks to 2 or more, or "
+                        "coarse_steps to 0")  # fmt: skip
     if config.training.batch_size == 1 and config.model.diversity_weight > 0:
         raise UserError("eq. 1 compares pairs: set batch_size to 2 or more, or diversity_weight to 0")
     return config
@@ -227,8 +233,14 @@ def load_file(path: Path | str) -> tuple[dict[str, str], dict[str, Any]]:
         raise UserError(f"cannot read the settings in {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"cannot read the settings in {path}: they must be a table")
-    content.pop("run", None)
-    return parse(content, where=f" in {path}")
+    of_a_run = content.pop("run", None) is not None
+    choices, overrides = parse(content, where=f" in {path}")
+    return choices, _neutral() | overrides if of_a_run else overrides
+
+
+def _neutral() -> dict[str, Any]:
+    """Every setting at the value at which a younger one does nothing."""
+    return {name: field.default for name, (_, field) in FIELDS.items()}
 
 
 def parse(content: Mapping[str, Any], where: str = "") -> tuple[dict[str, str], dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from oneshotgan import neighbours
+from oneshotgan import __version__, neighbours
 from oneshotgan.config import MachineConfig
 from oneshotgan.errors import UserError
 
@@ -27,6 +27,7 @@ class Machine:
     device: str
     precision: str
     threads: int
+    package: str
     torch: str
     processor: str
     deterministic: bool
@@ -54,6 +55,7 @@ def choose(settings: MachineConfig) -> Machine:
         device=device,
         precision=precision,
         threads=settings.threads or fair_threads(),
+        package=__version__,
         torch=torch.__version__,
         processor=torch.cuda.get_device_name() if device == "cuda" else processor(),
         deterministic=device == "cpu" or settings.deterministic,

@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import precision, step, time_to_quality
+from oneshotgan import config
+from oneshotgan.methods.oneshot import OneShot
 
 
 def test_step_times_every_variant_and_its_parts(
@@ -21,7 +25,7 @@ def test_step_times_every_variant_and_its_parts(
     monkeypatch.setattr(sys, "argv", words)
     step.main()
     content = json.loads(out.read_text())
-    assert content["results"]["plain fp32"]["times_plain"] == 1
+    assert content["results"]["plain fp32"]["times_first"] == 1
     assert len(content["without"]) == 7
     fast = content["results"]["fast fp32"]
     assert fast["gflop"] < content["results"]["plain fp32"]["gflop"]
@@ -30,6 +34,20 @@ def test_step_times_every_variant_and_its_parts(
     assert all(row["median_ms"] > 0 for row in content["results"].values())
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in (*content["results"], *content["without"]))
+
+
+def test_a_replayed_step_is_launched_to_time_its_parts_and_count_its_work() -> None:
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    settings = config.with_overrides(config.preset("preview"), {"base_width": 4})
+    one = OneShot(settings, frames, torch.device("cpu"), "fp32")
+    whole = step.flops(one, 1)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("replayed")
+
+    one.replayed = refuse  # type: ignore[assignment]
+    assert step.flops(one, 2) == whole > 0
+    assert one.replayed is refuse
 
 
 def write_run(folder: Path, rows: list[tuple[int, float, float, float]]) -> None:
@@ -65,6 +83,15 @@ def test_minutes_are_steps_at_the_usual_pace(tmp_path: Path) -> None:
     assert time_to_quality.minutes_trained(tmp_path / "run") == pytest.approx(3)
 
 
+def test_minutes_follow_a_pace_that_changes(tmp_path: Path) -> None:
+    """Half-size steps are quicker: 2,000 of 30 ms, then 5,000 of 70 ms."""
+    pace = {step: 0.03 if step <= 2000 else 0.07 for step in range(50, 7001, 50)}
+    stats = [{"step": step, "images_per_second": 5 / seconds} for step, seconds in pace.items()]
+    minutes = time_to_quality.minutes(stats, batch_size=5)
+    assert minutes[-1] == pytest.approx((2000 * 0.03 + 5000 * 0.07) / 60, rel=0.01)
+    assert minutes[39] == pytest.approx(2000 * 0.03 / 60, rel=0.05)
+
+
 @pytest.mark.parametrize("program", [time_to_quality, precision])
 def test_two_inputs_of_one_name_are_refused(program: ModuleType) -> None:
     given = program.argparse.Namespace(input=[Path("a/frames"), Path("b/frames")])
@@ -73,8 +100,6 @@ def test_two_inputs_of_one_name_are_refused(program: ModuleType) -> None:
 
 
 def test_time_to_quality_commands_are_settings_that_exist() -> None:
-    from oneshotgan import config
-
     for name, overrides in time_to_quality.SETTINGS.items():
         config.with_overrides(config.preset("preview"), overrides)
         case = time_to_quality.Case(Path("a.png"), name, 0, 1.0, Path("run"))
@@ -106,3 +131,10 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
     assert "photo sifid64_x_small: fp32 1.000, 3 seeds, bf16 +0.0 % [-24.8, +24.8]" in show(out=out)
     (tmp_path / "in" / "photo").rename(tmp_path / "elsewhere")
     assert "3 seeds" in show(pool=out)
+    (tmp_path / "elsewhere").rename(tmp_path / "in" / "photo")
+    with pytest.raises(SystemExit, match="seed-0, seed-1, seed-2 of photo too"):
+        show(pool=out)
+    for path in (tmp_path / "in").glob("photo/*/*/config.json"):
+        path.write_text(json.dumps({"training": {"batch_size": 4}}))
+    with pytest.raises(SystemExit, match="other settings"):
+        show(pool=out)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,7 @@ def test_one_size_limit_lifts_the_other() -> None:
         ({"diversity_norm": "other"}, "paper or released"),
         ({"content_branch": 1}, "true or false"),
         ({"batch_size": 1}, "diversity_weight"),
+        ({"low_level_blocks": 1, "coarse_steps": 5}, "low_level_blocks"),
     ],
 )
 def test_bad_overrides_are_refused_in_one_line(overrides, message) -> None:
@@ -109,12 +111,18 @@ def test_changed_fields_are_named() -> None:
     assert dataclasses.is_dataclass(old)
 
 
-def test_a_setting_younger_than_a_runs_file_is_neutral_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_younger_than_a_runs_file_is_neutral_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     content = config.to_dict(config.preset("preview"))
     del content["model"]["low_level_blocks"]
     monkeypatch.setitem(config._PRESETS["preview"], "low_level_blocks", 3)
     assert config.preset("preview").model.low_level_blocks == 3
     assert config.from_dict(content).model.low_level_blocks == 0
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(content | {"run": {"version": "0"}}))
+    choices, overrides = config.load_file(file)
+    assert config.with_overrides(config.preset(choices["preset"]), overrides) == config.from_dict(content)
 
 
 def test_a_clip_gets_what_its_preset_has_for_clips_unless_it_is_given() -> None:

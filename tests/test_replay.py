@@ -43,14 +43,14 @@ class Repeats:
         return losses, replay
 
 
-def method(device: torch.device = CPU, precision: str = "fp32", **machine: object) -> OneShot:
-    settings = config.with_overrides(config.preset("preview"), {"base_width": 4} | machine)
+def method(device: torch.device = CPU, precision: str = "fp32", **overrides: object) -> OneShot:
+    settings = config.with_overrides(config.preset("preview"), {"base_width": 4} | overrides)
     frames = np.random.default_rng(0).integers(0, 256, (7, 32, 48, 3), dtype=np.uint8)
     return OneShot(settings, frames, device, precision)
 
 
-def replayed(recorder: Repeats, notify: Callable[[str], None] = print) -> OneShot:
-    made = method()
+def replayed(recorder: Repeats, notify: Callable[[str], None] = print, **settings: object) -> OneShot:
+    made = method(**settings)
     made.replayed = Replayed(made.update, CPU, recorder, notify)
     return made
 
@@ -64,9 +64,11 @@ def same(one: OneShot, other: OneShot) -> bool:
     return all(torch.equal(a, b) for a, b in pairs) and torch.equal(one.generate([0]), other.generate([0]))
 
 
-def test_replaying_trains_the_same_bit_for_bit() -> None:
+@pytest.mark.parametrize("settings", [{}, {"constant_rate_steps": 2, "augment_ramp_steps": 20}], ids=str)
+def test_replaying_trains_the_same_bit_for_bit(settings: dict[str, object]) -> None:
+    """What changes with the step, the rates too, reaches a recorded step."""
     recorder = Repeats()
-    one, other = replayed(recorder), method()
+    one, other = replayed(recorder, **settings), method(**settings)
     assert train(one) == train(other)
     assert same(one, other)
     assert (recorder.warmed, recorder.recorded, recorder.replayed) == (WARM_UP, 1, STEPS - WARM_UP)

@@ -66,8 +66,8 @@ def make_plan(
 
     Args:
         aspect: width / height to keep, where `size` is a rounded one; that of `size` if None.
-        low_level_blocks: how many of the discriminator's blocks come before the branching, 1 to 4 and never
-            more than L; 0 for the number that belongs to L.
+        low_level_blocks: how many of the discriminator's blocks come before the branching, 1 to 4, and so how
+            many scales it reads; 0 for the number that belongs to L.
 
     Raises:
         UserError: a side below 32 px, an aspect beyond 16:1, or a short side above 1,792 px.
@@ -84,7 +84,7 @@ def make_plan(
     ]
     blocks, (noise_height, noise_width) = (exact or rules)[0]
     total, low_level = DISCRIMINATOR_BLOCKS[blocks]
-    low_level = min(low_level_blocks, blocks) or low_level
+    low_level = low_level_blocks or low_level
     generator = GENERATOR_MULTIPLES[-(blocks + 1) :]
     discriminator = DISCRIMINATOR_MULTIPLES[: total + 1]
     return Plan(
