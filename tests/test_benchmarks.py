@@ -74,6 +74,12 @@ def test_time_to_quality_finds_when_both_figures_are_reached(tmp_path: Path) -> 
     assert "| dull | 1 |" in time_to_quality.table({"photo": summary})
 
 
+def test_the_goal_lies_within_the_spread_of_the_baselines_seeds() -> None:
+    assert time_to_quality.goal_of([(0.5, 0.2)]) == (0.5, 0.2)
+    sifid, lpips = time_to_quality.goal_of([(0.4, 0.1), (0.6, 0.3)])
+    assert (sifid, lpips) == pytest.approx((0.5 + 0.1 * 2**0.5, 0.2 - 0.1 * 2**0.5))
+
+
 def test_minutes_are_steps_at_the_usual_pace(tmp_path: Path) -> None:
     assert time_to_quality.minutes_trained(tmp_path / "none") == 0
     write_run(tmp_path / "run", [(600, 60.0, 1.0, 0.1), (1200, 120.0, 0.9, 0.1), (1800, 180.0, 0.8, 0.1)])
