@@ -165,7 +165,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 # A clip varies by itself, and has more to learn.
 _PRESETS_OF_CLIPS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "preview": {"diversity_weight": 0.15, "steps": 8500},
+    "preview": {"diversity_weight": 0.2, "steps": 8500},
 }
 
 
