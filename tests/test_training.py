@@ -356,7 +356,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(photo: Path, comma
     assert "finished" in command("train", photo, "--out", "run", "--config", "mine.toml", "--steps", 1).err
 
 
-@pytest.mark.parametrize(("frames", "flags", "weight"), [(1, (), 0.3), (3, (), 0.2), (3, (0.7,), 0.7)])
+@pytest.mark.parametrize(("frames", "flags", "weight"), [(1, (), 0.2), (3, (), 0.15), (3, (0.7,), 0.7)])
 def test_a_clip_is_trained_with_the_presets_settings_for_clips(
     workdir: Path, command: Command, frames: int, flags: tuple[float, ...], weight: float
 ) -> None:

@@ -156,7 +156,7 @@ class OneShot:
             transforms_D=self._transforms("augment_D", step, 2 * count),
             features=features,
             ema_decay=torch.tensor(ema_decay_at(self._steps_of_stage(step), settings.ema_decay)),
-            rate=torch.tensor(rate_at(step, settings.constant_rate_steps)),
+            rate=torch.tensor(rate_at(step, settings.constant_rate_steps), dtype=torch.float64),
         )
 
     def update(self, draws: Draws) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ class OneShot:
         for optimiser in (self.optimiser_G, self.optimiser_D):
             for group in optimiser.param_groups:  # a checkpoint of another device has that one's
                 group["capturable"] = self.device.type == "cuda"
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
+                group["lr"] = torch.as_tensor(group["lr"], dtype=self._rate_dtype, device=self.device)
             for parameter, moments in optimiser.state.items():  # fused Adam needs the parameter's own layout
                 for name, value in moments.items():
                     if value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -261,8 +261,13 @@ class OneShot:
     def _adam(self, network: torch.nn.Module, **how: Any) -> torch.optim.Adam:
         """Adam; its rate is a tensor, so that a recorded step can take it from outside (see `_set_rates`)."""
         betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        rate = torch.zeros((), device=self.device)
+        rate = torch.zeros((), dtype=self._rate_dtype, device=self.device)
         return torch.optim.Adam(network.parameters(), rate, betas, **how)
+
+    @property
+    def _rate_dtype(self) -> torch.dtype:
+        """Of the learning rates: exact, but for the fused Adam of CUDA, which takes float32 only."""
+        return torch.float64 if self.device.type == "cpu" else torch.float32
 
     def _set_rates(self, share: Tensor) -> None:
         rates = (self.settings.learning_rate_g, self.settings.learning_rate_d)
