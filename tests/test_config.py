@@ -130,5 +130,8 @@ def test_a_clip_gets_what_its_preset_has_for_clips_unless_it_is_given() -> None:
     clip = config.for_clip(preview, {})
     assert set(config.changed_fields(preview, clip)) == {"diversity_weight", "logit_scale", "steps"}
     given = config.with_overrides(preview, {"steps": 7})
-    assert config.changed_fields(given, config.for_clip(given, {"steps": 7})) == ["diversity_weight", "logit_scale"]
+    assert config.changed_fields(given, config.for_clip(given, {"steps": 7})) == [
+        "diversity_weight",
+        "logit_scale",
+    ]
     assert config.for_clip(config.preset("paper"), {}) == config.preset("paper")
