@@ -158,7 +158,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_g": 5e-4,
         "learning_rate_d": 5e-4,
         "ema_decay": 0.999,
-        "steps": 6000,
+        "steps": 8500,
     },
 }
 
