@@ -10,7 +10,7 @@ done are skipped, one that was cut off goes on. `show` reads the run directories
 and for each setting the minutes until it has reached both of the figures that the baseline has at its end, to
 within the standard deviation of the baseline's seeds.
 
-The baseline, `prototype`, is what a plain prototype once showed to work: base width 16, learning rates 5e-4,
+The baseline, `prototype`, whose settings the preset `preview` has taken, is what a plain prototype once showed to work: base width 16, learning rates 5e-4,
 batches of 5, moving average 0.999, all else as in the paper; 10 minutes on a photo, 15 on a clip.
 """
 
@@ -43,7 +43,6 @@ def rates(g: float, d: float) -> dict[str, float]:
 # Overrides of the preset `preview`.
 SETTINGS: dict[str, dict[str, Any]] = {
     BASELINE: PROTOTYPE,
-    "preview": {},
     "prototype-rates-fall": PROTOTYPE | {"constant_rate_steps": 3000},
     "gentle": GENTLE,
     "gentle-ema-0.99": GENTLE | {"ema_decay": 0.99},

@@ -270,11 +270,7 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
 
 @app.command
 def settings(
-    preset: str = "preview",
-    /,
-    *,
-    clip: Annotated[bool, Parameter(negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
 ) -> None:
     """Print a preset's settings as TOML, to edit and give to train --config.
 
@@ -282,14 +278,10 @@ def settings(
     ----------
     preset
         preview or paper.
-    clip
-        As for a source of more than one frame, for which a preset can have values of its own.
     as_json
         Print JSON instead.
     """
     chosen = config.preset(preset)
-    if clip:
-        chosen = config.for_clip(chosen, {})
     print(json.dumps(config.to_dict(chosen), indent=2) if as_json else config.to_toml(chosen), end="")
 
 

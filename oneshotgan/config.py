@@ -13,7 +13,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,19 +153,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "preview": {
         "short_size": 64,
         "base_width": 16,
-        "diversity_weight": 0.2,
-        "logit_scale": 4.0,
         "learning_rate_g": 5e-4,
         "learning_rate_d": 5e-4,
         "ema_decay": 0.999,
         "steps": 8500,
     },
-}
-
-# A clip varies by itself and has more to learn: the paper's own strength of eq. 1, plain logits, more steps.
-_PRESETS_OF_CLIPS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "preview": {"diversity_weight": 0.15, "logit_scale": 1.0, "steps": 9500},
 }
 
 
@@ -174,12 +166,6 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose {' or '.join(PRESETS)}")
     return _apply(Config(preset=typing.cast(Any, name)), _PRESETS[name])
-
-
-def for_clip(config: Config, given: Container[str]) -> Config:
-    """`config` for a source of more than one frame: what its preset has for that, unless it was `given`."""
-    own = _PRESETS_OF_CLIPS[config.preset]
-    return _apply(config, {name: value for name, value in own.items() if name not in given})
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -81,17 +81,13 @@ def _begin(
     machine = choose(settings.machine)
     _check_free(path)
     frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
-    kind = ""
-    if len(frames.images) > 1:
-        photo, settings = settings, config.for_clip(settings, given)
-        kind = " for clips" if settings != photo else ""
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
     with run.locked():
         _check_free(path)  # nobody can begin a run here any more
         run.create(settings, described, frames.images)
-        reporter.line(f"preset {settings.preset}{kind} {reason}; {machine}")
+        reporter.line(f"preset {settings.preset} {reason}; {machine}")
         for notice in frames.notices:
             reporter.line(notice)
         count, height, width = frames.images.shape[:3]

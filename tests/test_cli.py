@@ -80,13 +80,6 @@ def test_settings_prints_a_file_to_train_with(workdir: Path, command: Command, p
     assert config.from_dict(content) == config.preset(preset)
 
 
-def test_settings_for_a_clip_are_those_a_clip_is_trained_with(workdir: Path, command: Command) -> None:
-    Path("mine.toml").write_text(command("settings", "preview", "--clip").out)
-    _, overrides = config.load_file("mine.toml")
-    clip = config.for_clip(config.preset("preview"), {})
-    assert config.with_overrides(config.preset("preview"), overrides) == clip != config.preset("preview")
-
-
 def help_of(name: str) -> str:
     """The help of a command, so wide that no flag is broken in two."""
     words = [sys.executable, "-m", "oneshotgan", name, "--help"]

@@ -123,15 +123,3 @@ def test_a_setting_younger_than_a_runs_file_is_neutral_there(
     file.write_text(json.dumps(content | {"run": {"version": "0"}}))
     choices, overrides = config.load_file(file)
     assert config.with_overrides(config.preset(choices["preset"]), overrides) == config.from_dict(content)
-
-
-def test_a_clip_gets_what_its_preset_has_for_clips_unless_it_is_given() -> None:
-    preview = config.preset("preview")
-    clip = config.for_clip(preview, {})
-    assert set(config.changed_fields(preview, clip)) == {"diversity_weight", "logit_scale", "steps"}
-    given = config.with_overrides(preview, {"steps": 7})
-    assert config.changed_fields(given, config.for_clip(given, {"steps": 7})) == [
-        "diversity_weight",
-        "logit_scale",
-    ]
-    assert config.for_clip(config.preset("paper"), {}) == config.preset("paper")

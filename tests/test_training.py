@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OFTEN, TINY, TRAINED_STEPS, Command, Tree, scene
+from conftest import OFTEN, TRAINED_STEPS, Command, Tree
 from torch import Tensor
 
-from oneshotgan import config, launch, media, training
+from oneshotgan import config, launch, training
 from oneshotgan.errors import UserError
 from oneshotgan.files import replacing, write_bytes
 from oneshotgan.methods.oneshot import OneShot
@@ -354,20 +354,6 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(photo: Path, comma
     assert settings.model.learning_rate_g == config.preset("preview").model.learning_rate_g
     # the same command again, the file included, finds the run finished
     assert "finished" in command("train", photo, "--out", "run", "--config", "mine.toml", "--steps", 1).err
-
-
-@pytest.mark.parametrize(("frames", "flags", "weight"), [(1, (), 0.2), (3, (), 0.15), (3, (0.7,), 0.7)])
-def test_a_clip_is_trained_with_the_presets_settings_for_clips(
-    workdir: Path, command: Command, frames: int, flags: tuple[float, ...], weight: float
-) -> None:
-    Path("source").mkdir()
-    for index in range(frames):
-        media.write_png(Path("source") / f"{index}.png", scene())
-    words = [word for value in flags for word in ("--diversity-weight", value)]
-    again = ("train", "source", "--out", "run", "--preset", "preview", *words, "--steps", 1, *TINY)
-    assert command(*again).code == 0
-    assert Run.open("run").settings.model.diversity_weight == weight
-    assert "finished" in command(*again).err
 
 
 def test_the_settings_of_a_run_train_the_same_again(
