@@ -10,8 +10,9 @@ done are skipped, one that was cut off goes on. `show` reads the run directories
 and for each setting the minutes until it has reached both of the figures that the baseline has at its end, to
 within the standard deviation of the baseline's seeds.
 
-The baseline, `prototype`, whose settings the preset `preview` has taken, is what a plain prototype once showed to work: base width 16, learning rates 5e-4,
-batches of 5, moving average 0.999, all else as in the paper; 10 minutes on a photo, 15 on a clip.
+The baseline, `prototype`, is what a plain prototype once showed to work: base width 16, learning rates 5e-4,
+batches of 5, moving average 0.999, all else as in the paper; 10 minutes on a photo, 15 on a clip. The preset
+`preview` has taken its settings.
 """
 
 from __future__ import annotations

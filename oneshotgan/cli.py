@@ -91,7 +91,7 @@ def train(
         preview (small, for a CPU) or paper (the paper's settings). By default paper where there is a CUDA
         device, else preview.
     config_file
-        A TOML file of settings; flags win over it.
+        A TOML file of settings, or the config.json of a run; flags win over it.
     quiet
         No progress on stderr.
     """

@@ -63,7 +63,7 @@ class OneShotConfig:
         "tanh", "What eq. 1 compares: tanh of features, or raw."
     )
     logit_scale: float = setting(
-        1.0, "Factor on the discriminator's logits, which spectral normalisation holds together.", 0.01, 100
+        1.0, "Factor on D's logits, whose spread spectral normalisation bounds; 1 is the paper's.", 0.01, 100
     )
     augment_probability: float = setting(
         0.7, "Of each image transform D sees; 0 turns augmentation off.", 0, 1

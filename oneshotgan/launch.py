@@ -112,6 +112,7 @@ def _continue(
             return
         machine = choose(settings.machine)
         networks = _networks(settings, machine)
+        reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
         record = dataclasses.asdict(machine)
         known = run.record["machines"]
         moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
@@ -119,7 +120,9 @@ def _continue(
             changed = ", ".join(
                 f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
             )
-            reporter.line(f"from here on the run is not bit-equal to an unmoved one: {changed}")
+            reporter.line(
+                f"from here on the run is not bit-equal to one that never changed its machine: {changed}"
+            )
         _fit(run, settings, machine, networks, run.frames(), reporter)
 
 
@@ -146,7 +149,7 @@ def _networks(settings: Config, machine: Machine) -> Networks | None:
     try:
         return Networks.load("torchvision", machine.device)
     except UserError as error:
-        raise UserError(f"--evaluate-every needs pretrained weights: {error}") from error
+        raise UserError(f"--evaluate-every needs pretrained weights (0 turns it off): {error}") from error
 
 
 def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Config, str]:
@@ -207,7 +210,9 @@ def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:
             raise UserError(f"{source} does not exist, and {run.path} was trained on {known['name']}")
         reporter.line(f"{source} is gone; going on from the images in {run.path / 'input'}")
     elif media.source_checksum(source) != known["checksum"]:
-        raise UserError(f"{run.path} was trained on another source, {known['name']}: choose another --out")
+        raise UserError(
+            f"{run.path} was trained on another source of the name {known['name']}: choose another --out"
+        )
 
 
 # What Run.create has written before config.json makes it a run.

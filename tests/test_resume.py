@@ -243,7 +243,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     damage(newest(trained))
     outcome = command("train", photo, "--out", trained, "--steps", 9)
     assert outcome.code == 0, outcome.err
-    first, second, *_ = outcome.err.splitlines()
+    used, first, second, *_ = outcome.err.splitlines()
+    assert used == f"{trained}: preset preview; cpu, fp32, 1 thread"
     assert "8" in first
     assert "checkpoint" in first
     assert "the one before" in first
