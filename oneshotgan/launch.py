@@ -112,6 +112,7 @@ def _continue(
             return
         machine = choose(settings.machine)
         networks = _networks(settings, machine)
+        frames = run.frames()
         reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
         record = dataclasses.asdict(machine)
         known = run.record["machines"]
@@ -123,7 +124,7 @@ def _continue(
             reporter.line(
                 f"from here on the run is not bit-equal to one that never changed its machine: {changed}"
             )
-        _fit(run, settings, machine, networks, run.frames(), reporter)
+        _fit(run, settings, machine, networks, frames, reporter)
 
 
 def _fit(
