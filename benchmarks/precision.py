@@ -127,7 +127,7 @@ def show(given: argparse.Namespace) -> None:
                 text += f", bf16 {mean:+.1f} % [{low:+.1f}, {high:+.1f}]"
             print(text)
     if given.out:
-        commits = [earlier["commit"]] if given.pool else []
+        commits = [*earlier["earlier_commits"], earlier["commit"]] if given.pool else []
         save(given.out, provenance() | {"earlier_commits": commits, "inputs": result})
 
 

@@ -53,8 +53,8 @@ def part_losses(logits: Decisions, real: bool, logit_scale: float = 1.0) -> dict
 
     Args:
         real: the label the logits are held against.
-        logit_scale: a factor on the logits. Spectral normalisation bounds how far apart a discriminator can
-            hold real and generated images; without a factor the cross-entropy stays near chance.
+        logit_scale: a factor on the logits; spectral normalisation bounds how far apart a discriminator can
+            hold real and generated images.
 
     Returns:
         One scalar per part that exists: ``low_level``, ``content``, ``layout``.

@@ -136,7 +136,10 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "result.json"
     assert "photo sifid64_x_small: fp32 1.000, 3 seeds, bf16 +0.0 % [-24.8, +24.8]" in show(out=out)
     (tmp_path / "in" / "photo").rename(tmp_path / "elsewhere")
-    assert "3 seeds" in show(pool=out)
+    again = tmp_path / "again.json"
+    assert "3 seeds" in show(pool=out, out=again)
+    assert "3 seeds" in show(pool=again, out=again)
+    assert len(json.loads(again.read_text())["earlier_commits"]) == 2
     (tmp_path / "elsewhere").rename(tmp_path / "in" / "photo")
     with pytest.raises(SystemExit, match="seed-0, seed-1, seed-2 of photo too"):
         show(pool=out)
