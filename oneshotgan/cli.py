@@ -45,7 +45,9 @@ def _settings_class() -> type:
     annotated: Any = Annotated  # as a plain value: these types are made, not written
     fields = []
     for name, (section, described) in config.FIELDS.items():
-        text = f"[{section}] {described.metadata['help']}"
+        owners = config.owners(name)
+        where = f"{section}: {' and '.join(owners)}" if section == "model" else section
+        text = f"[{where}] {described.metadata['help']}"
         hint = config.TYPES[name]
         converter = _whole if hint in (int, int | None) else None
         parameter = Parameter(help=text, show_default=False, converter=converter)
@@ -54,6 +56,14 @@ def _settings_class() -> type:
     made = dataclasses.make_dataclass("Settings", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # else cyclopts takes it for a builtin type and looks no further
     return made
+
+
+def _size(hint: Any, tokens: Sequence[Token]) -> tuple[int, int]:
+    """WIDTHxHEIGHT as (height, width)."""
+    width, x, height = tokens[0].value.lower().partition("x")
+    if not (x and width.isdigit() and height.isdigit()):
+        raise ValueError(f'"{tokens[0].value}" is no size: write it as 400x120, width first.')
+    return int(height), int(width)
 
 
 def _step(hint: Any, tokens: Sequence[Token]) -> int | str:
@@ -86,7 +96,7 @@ def train(
     out
         The run directory; runs/<source>-<method> if not given.
     method
-        oneshot.
+        oneshot, or what it is compared with: singan, fastgan.
     preset
         preview (small, for a CPU) or paper (the paper's settings). By default paper where there is a CUDA
         device, else preview.
@@ -116,6 +126,7 @@ def sample(
     frames: Whole = 48,
     fps: float = 12.0,
     truncation: float = 1.0,
+    size: Annotated[tuple[int, int] | None, Parameter(converter=_size, n_tokens=1)] = None,
     step: Annotated[int | str | None, Parameter(converter=_step)] = None,
     device: str = "cpu",
 ) -> None:
@@ -141,6 +152,8 @@ def sample(
         Frames of the animation per second.
     truncation
         0 to 1: lower is safer and less varied.
+    size
+        WIDTHxHEIGHT, 400x120 for example: another size than the trained one; a model of SinGAN only.
     step
         A snapshot of the run instead of its newest model; best is the one that evaluate --all found.
     device
@@ -164,6 +177,8 @@ def sample(
     if interpolate is not None and out is not None and out.suffix.lower() not in ANIMATIONS:
         raise UserError(f"cannot write {out}: an animation's name ends in {', '.join(ANIMATIONS)}")
     gan = OneShotGAN.from_pretrained(run, _chosen(run, step)).to(device)
+    if size is not None:
+        gan = gan.resized(size)
     if interpolate is not None:
         target = out or run / "generated" / f"seeds-{interpolate[0]}-{interpolate[1]}.gif"
         images = gan.interpolate(*interpolate, frames, truncation)
@@ -270,7 +285,11 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
 
 @app.command
 def settings(
-    preset: str = "preview", /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+    preset: str = "preview",
+    /,
+    *,
+    method: str = "oneshot",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Print a preset's settings as TOML, to edit and give to train --config.
 
@@ -278,10 +297,12 @@ def settings(
     ----------
     preset
         preview or paper.
+    method
+        oneshot, singan or fastgan.
     as_json
         Print JSON instead.
     """
-    chosen = config.preset(preset)
+    chosen = config.preset(preset, method)
     print(json.dumps(config.to_dict(chosen), indent=2) if as_json else config.to_toml(chosen), end="")
 
 

@@ -22,7 +22,7 @@ import tomli_w
 
 from oneshotgan.errors import UserError
 
-METHODS = ("oneshot",)
+METHODS = ("oneshot", "singan", "fastgan")
 PRESETS = ("preview", "paper")
 
 
@@ -47,7 +47,7 @@ class OneShotConfig:
     A setting that comes later must do nothing at its default: runs that do not have it are read with that.
     """
 
-    base_width: int = setting(32, "Channels of the finest layers; all others are multiples.", 4, 256)
+    base_width: int = setting(32, "Number of channels that those of the layers are multiples of.", 4, 256)
     noise_dim: int = setting(64, "Length of the latent vector z.", 1, 4096)
     content_branch: bool = setting(True, "The discriminator's content branch.")
     layout_branch: bool = setting(True, "The discriminator's layout branch.")
@@ -90,10 +90,49 @@ class OneShotConfig:
 
 
 @dataclass(frozen=True)
+class SinGANConfig:
+    """SinGAN (Shaham, Dekel and Michaeli, ICCV 2019). The defaults are the preset `paper`."""
+
+    base_width: int = setting(32, "Number of channels that those of the layers are multiples of.", 4, 256)
+    scales: int = setting(0, "Scales of the pyramid; 0 for those that belong to the source's size.", 0, 32)
+    min_size: int = setting(25, "Short side of the coarsest scale, in pixels.", 11, 256)
+    scale_factor: float = setting(0.75, "Size of a scale over that of the next finer one, about.", 0.3, 0.95)
+    updates_g: int = setting(3, "Generator updates per step.", 1, 100)
+    updates_d: int = setting(3, "Discriminator updates per step.", 1, 100)
+    gradient_penalty: float = setting(0.1, "Weight of the discriminator's gradient penalty.", 0, 1000)
+    reconstruction_weight: float = setting(10.0, "Weight of the reconstruction loss.", 0, 1000)
+    noise_weight: float = setting(
+        0.1, "Noise of a scale over the root mean square error of the reconstruction it refines.", 0, 10
+    )
+    learning_rate_g: float = setting(5e-4, "Adam's learning rate for the generator.", 0, 1)
+    learning_rate_d: float = setting(5e-4, "Adam's learning rate for the discriminator.", 0, 1)
+    adam_beta1: float = setting(0.5, "Adam's β1.", 0, 0.9999)
+    adam_beta2: float = setting(0.999, "Adam's β2.", 0, 0.999999)
+
+
+@dataclass(frozen=True)
+class FastGANConfig:
+    """FastGAN (Liu et al., ICLR 2021). The defaults are the preset `paper`."""
+
+    resolution: Literal[64, 128, 256, 512, 1024] = setting(256, "Side of the squares it trains on.")
+    base_width: int = setting(64, "Number of channels that those of the layers are multiples of.", 4, 256)
+    noise_dim: int = setting(256, "Length of the latent vector z.", 1, 4096)
+    reconstruction: bool = setting(True, "The discriminator's decoders and their perceptual loss.")
+    diff_augment: bool = setting(True, "DiffAugment's colour and translation of all that D sees.")
+    learning_rate_g: float = setting(2e-4, "Adam's learning rate for the generator.", 0, 1)
+    learning_rate_d: float = setting(2e-4, "Adam's learning rate for the discriminator.", 0, 1)
+    adam_beta1: float = setting(0.5, "Adam's β1.", 0, 0.9999)
+    adam_beta2: float = setting(0.999, "Adam's β2.", 0, 0.999999)
+    ema_decay: float = setting(0.999, "Decay of the generator's moving average at most.", 0, 1)
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How long, on how much, from which seed."""
 
-    steps: int = setting(100_000, "Steps in all; a larger number extends a run.", 1, 10**9)
+    steps: int = setting(
+        100_000, "Steps in all, 0 for SinGAN's 2,000 a scale; a larger number extends a run.", 0, 10**9
+    )
     batch_size: int = setting(5, "Images per batch.", 1, 1024)
     seed: int = setting(0, "Of weights, batches, noise and augmentation.", 0, 2**32 - 1)
 
@@ -122,50 +161,92 @@ class MachineConfig:
     snapshot_every: int = setting(500, "Steps between snapshots of the weights; thinned later.", 1, 10**9)
 
 
+Model = OneShotConfig | SinGANConfig | FastGANConfig
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything a training needs to know but its source."""
 
-    method: Literal["oneshot"] = "oneshot"
+    method: Literal["oneshot", "singan", "fastgan"] = "oneshot"
     preset: Literal["preview", "paper"] = "paper"
     data: DataConfig = DataConfig()
-    model: OneShotConfig = OneShotConfig()
+    model: Model = OneShotConfig()
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
 
 
-SECTIONS: dict[str, type] = {
-    "data": DataConfig,
-    "model": OneShotConfig,
-    "training": TrainingConfig,
-    "machine": MachineConfig,
+MODELS: dict[str, type[Model]] = {
+    "oneshot": OneShotConfig,
+    "singan": SinGANConfig,
+    "fastgan": FastGANConfig,
 }
-FIELDS: dict[str, tuple[str, dataclasses.Field[Any]]] = {
-    f.name: (section, f) for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
-}
+SECTIONS = ("data", "model", "training", "machine")
+
+Fields = dict[str, tuple[str, dataclasses.Field[Any]]]
+
+
+def fields(method: str) -> Fields:
+    """Every setting of a method by its name: the section it stands in, and its field."""
+    classes = {
+        "data": DataConfig,
+        "model": MODELS[method],
+        "training": TrainingConfig,
+        "machine": MachineConfig,
+    }
+    return {f.name: (section, f) for section, cls in classes.items() for f in dataclasses.fields(cls)}
+
+
+def owners(name: str) -> list[str]:
+    """The methods that have this setting."""
+    return [method for method in METHODS if name in fields(method)]
+
+
+# Of all methods. Where several have a setting, it has one meaning, type and range; only defaults differ.
+FIELDS: Fields = fields("oneshot")
+for _method in METHODS:
+    FIELDS |= {name: entry for name, entry in fields(_method).items() if name not in FIELDS}
 TYPES: dict[str, Any] = {
-    name: hint for cls in SECTIONS.values() for name, hint in typing.get_type_hints(cls).items()
+    name: hint
+    for cls in (DataConfig, *MODELS.values(), TrainingConfig, MachineConfig)
+    for name, hint in typing.get_type_hints(cls).items()
 }
 
-# A preset is what differs from the defaults above, which are the paper's.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"max_size": 330},
-    "preview": {
-        "short_size": 64,
-        "base_width": 16,
-        "learning_rate_g": 5e-4,
-        "learning_rate_d": 5e-4,
-        "ema_decay": 0.999,
-        "steps": 8500,
+# A preset is what differs from the defaults above, which are the papers'.
+_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "oneshot": {
+        "paper": {"max_size": 330},
+        "preview": {
+            "short_size": 64,
+            "base_width": 16,
+            "learning_rate_g": 5e-4,
+            "learning_rate_d": 5e-4,
+            "ema_decay": 0.999,
+            "steps": 8500,
+        },
+    },
+    "singan": {
+        "paper": {"max_size": 250, "batch_size": 1, "steps": 0},
+        "preview": {"short_size": 64, "batch_size": 1, "steps": 3000},
+    },
+    "fastgan": {
+        "paper": {"max_size": 330, "batch_size": 8, "steps": 50_000},
+        "preview": {"short_size": 64, "batch_size": 8, "resolution": 64, "base_width": 16, "steps": 4000},
     },
 }
 
 
-def preset(name: str) -> Config:
-    """The settings of a preset, ``preview`` (made for a CPU) or ``paper``."""
+def preset(name: str, method: str = "oneshot") -> Config:
+    """The settings of a method's preset, ``preview`` (made for a CPU) or ``paper``."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose {' or '.join(PRESETS)}")
-    return _apply(Config(preset=typing.cast(Any, name)), _PRESETS[name])
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: choose {', '.join(METHODS)}")
+    return _apply(_defaults(method, name), _PRESETS[method][name])
+
+
+def _defaults(method: str, preset: str) -> Config:
+    return Config(typing.cast(Any, method), typing.cast(Any, preset), model=MODELS[method]())
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -181,8 +262,12 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
         if changes.get(one) is not None and other not in changes:
             changes[other] = None
     for name, value in changes.items():
-        check_field(name, value)
+        check_field(name, value, config.method)
     config = _apply(config, changes)
+    if config.training.steps == 0 and config.method != "singan":
+        raise UserError("steps must be 1 or more: only SinGAN has a number of its own")
+    if not isinstance(config.model, OneShotConfig):
+        return config
     if config.model.coarse_steps and config.model.low_level_blocks == 1:
         raise UserError("at half the size one block fewer is read: set low_level_blocks to 2 or more, or "
                         "coarse_steps to 0")  # fmt: skip
@@ -191,10 +276,15 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def check_field(name: str, value: Any) -> None:
-    """Raise a UserError unless `value` has the type and lies in the range of the field `name`."""
+def check_field(name: str, value: Any, method: str | None = None) -> None:
+    """Raise a UserError unless `value` has the type and lies in the range of the field `name`.
+
+    And, where `method` is given, unless the field is one of that method's.
+    """
     if name not in FIELDS:
         raise UserError(f"unknown setting {name!r}{_nearest(name)}")
+    if method is not None and name not in fields(method):
+        raise UserError(f"setting {name} belongs to the method {' and '.join(owners(name))}, not to {method}")
     if not _fits(value, TYPES[name]):
         raise UserError(f"setting {name} must be {_describe(TYPES[name])}, not {value!r}")
     low, high = FIELDS[name][1].metadata["low"], FIELDS[name][1].metadata["high"]
@@ -221,12 +311,13 @@ def load_file(path: Path | str) -> tuple[dict[str, str], dict[str, Any]]:
         raise UserError(f"cannot read the settings in {path}: they must be a table")
     of_a_run = content.pop("run", None) is not None
     choices, overrides = parse(content, where=f" in {path}")
-    return choices, _neutral() | overrides if of_a_run else overrides
+    method = choices.get("method", "oneshot")
+    return choices, _neutral(method) | overrides if of_a_run else overrides
 
 
-def _neutral() -> dict[str, Any]:
+def _neutral(method: str) -> dict[str, Any]:
     """Every setting at the value at which a younger one does nothing."""
-    return {name: field.default for name, (_, field) in FIELDS.items()}
+    return {name: field.default for name, (_, field) in fields(method).items()}
 
 
 def parse(content: Mapping[str, Any], where: str = "") -> tuple[dict[str, str], dict[str, Any]]:
@@ -266,7 +357,10 @@ def from_dict(content: Mapping[str, Any]) -> Config:
     A setting that is not there is younger than the file; it has its neutral value, whatever a preset says.
     """
     choices, overrides = parse(content)
-    return _apply(Config(preset=typing.cast(Any, choices.get("preset", "paper"))), overrides)
+    defaults = _defaults(choices.get("method", "oneshot"), choices.get("preset", "paper"))
+    for name in overrides:
+        check_field(name, overrides[name], defaults.method)
+    return _apply(defaults, overrides)
 
 
 def to_toml(config: Config) -> str:
@@ -279,10 +373,10 @@ def to_toml(config: Config) -> str:
 
 def changed_fields(old: Config, new: Config) -> list[str]:
     """The names of the fields in which two settings differ, and ``method`` where that does."""
-    names = [
-        name for name, (section, _) in FIELDS.items() if _get(old, section, name) != _get(new, section, name)
-    ]
-    return (["method"] if old.method != new.method else []) + names
+    if old.method != new.method:
+        return ["method"]
+    settings = fields(old.method).items()
+    return [name for name, (section, _) in settings if _get(old, section, name) != _get(new, section, name)]
 
 
 def _apply(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +24,14 @@ def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
     """
     entropy = np.random.SeedSequence([seed, zlib.crc32(name.encode()), step])
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+
+@contextmanager
+def seeded_initialisation(seed: int, name: str = "weights") -> Iterator[None]:
+    """Within this context new modules draw their weights from (seed, name); the global state is put back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_stream(seed, name).initial_seed())
+        yield
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from oneshotgan.errors import UserError
 from oneshotgan.machine import Machine, choose, memory_errors, running_on
 from oneshotgan.methods import METHODS
 from oneshotgan.metrics.figures import Networks, small_figures
-from oneshotgan.models.plan import limit_size, make_plan
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run, Source
 from oneshotgan.training import fit
@@ -78,9 +77,13 @@ def _begin(
     path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
 ) -> None:
     settings, reason = _resolve(choices, given)
-    machine = choose(settings.machine)
+    method = METHODS[settings.method]
+    machine = choose(settings.machine, method.precisions)
     _check_free(path)
-    frames = media.read_frames(source, lambda size: _training_size(size, settings), settings.data.max_frames)
+    frames = media.read_frames(
+        source, lambda size: method.training_size(size, settings), settings.data.max_frames
+    )
+    settings = method.planned(settings, frames.source_size)
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
@@ -110,7 +113,7 @@ def _continue(
         if newest >= settings.training.steps:
             reporter.line(f"{run.path} is finished: {newest} steps; more --steps would extend it")
             return
-        machine = choose(settings.machine)
+        machine = choose(settings.machine, METHODS[settings.method].precisions)
         networks = _networks(settings, machine)
         frames = run.frames()
         reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
@@ -161,7 +164,7 @@ def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Conf
         cuda = torch.cuda.is_available()
         name = "paper" if cuda else "preview"
         reason = "(a CUDA device was found)" if cuda else "(no CUDA device; --preset paper is the full size)"
-    settings = dataclasses.replace(config.preset(name), method=choices.get("method", "oneshot"))  # type: ignore[arg-type]
+    settings = config.preset(name, choices.get("method", "oneshot"))
     return config.with_overrides(settings, given), reason
 
 
@@ -179,9 +182,14 @@ def _extended(old: Config, choices: Mapping[str, str], given: Mapping[str, Any])
     new = config.with_overrides(old, _without_lifted_limits(old, given))
     for name in config.changed_fields(old, new):
         section = config.FIELDS[name][0]
-        if section == "machine" or (name == "steps" and new.training.steps > old.training.steps):
-            continue
         was, now = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
+        if section == "machine" or (name == "steps" and now > was and METHODS[old.method].extensible):
+            continue
+        if name == "steps" and now > was:
+            raise UserError(
+                f"{old.method} divides its steps among its scales, here {was}: a run of {now} is another "
+                "one, choose another --out"
+            )
         if name == "steps":
             raise UserError(f"this run has {was} steps: {now} would be fewer; leave out --steps")
         raise UserError(f"this run has {name} {was}, not {now}: leave it out, or choose another --out")
@@ -195,12 +203,6 @@ def _without_lifted_limits(old: Config, given: Mapping[str, Any]) -> dict[str, A
         changes.setdefault("max_size", old.data.max_size)
         changes.setdefault("short_size", old.data.short_size)
     return changes
-
-
-def _training_size(size: tuple[int, int], settings: Config) -> tuple[int, int]:
-    limited = limit_size(size, settings.data.max_size, settings.data.short_size)
-    plan = make_plan(limited, aspect=size[1] / size[0])
-    return plan.height, plan.width
 
 
 def _check_source(run: Run, source: Path | str, reporter: Reporter) -> None:

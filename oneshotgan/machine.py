@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -37,11 +37,14 @@ class Machine:
         return f"{self.device}, {self.precision}{threads}"
 
 
-def choose(settings: MachineConfig) -> Machine:
+def choose(settings: MachineConfig, precisions: Sequence[str] = ("bf16", "fp32")) -> Machine:
     """Resolve ``auto`` to what this machine has.
 
+    Args:
+        precisions: those that the method can be trained in.
+
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was asked for and is not there, or a precision that the method cannot have.
     """
     device = settings.device
     if device == "auto":
@@ -50,7 +53,9 @@ def choose(settings: MachineConfig) -> Machine:
         raise UserError("no CUDA device was found: leave out --device, or use --device cpu")
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+        precision = "bf16" if "bf16" in precisions and _has_fast_bf16(device) else "fp32"
+    if precision not in precisions:
+        raise UserError(f"this method is trained in {' or '.join(precisions)}: leave out --precision")
     return Machine(
         device=device,
         precision=precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
 from oneshotgan.machine import choose, memory_errors
 from oneshotgan.methods import SAMPLERS
+from oneshotgan.models.plan import MIN_SIDE
 from oneshotgan.run import Run, read_weights
 
 BATCH = 16  # images per forward pass
+LARGEST_SIDE = 8192  # pixels of an image of another size than the trained one
 
 
 class OneShotGAN:
@@ -27,15 +30,16 @@ class OneShotGAN:
     Use `from_pretrained`; or `oneshotgan.train`, which gives one.
 
     Attributes:
+        method: "oneshot", "singan" or "fastgan".
         size: (height, width) of the images.
         step: how many steps it was trained.
         path: the file of its weights.
     """
 
     def __init__(
-        self, method: str, settings: config.OneShotConfig, size: tuple[int, int], path: Path
+        self, method: str, settings: config.Model, size: tuple[int, int], path: Path
     ) -> None:
-        self.size, self.path = size, path
+        self.method, self.size, self.path = method, size, path
         self.step, weights = read_weights(path)
         try:
             self._sampler = SAMPLERS[method].load(settings, size, weights)
@@ -80,6 +84,25 @@ class OneShotGAN:
             choose(config.with_overrides(config.Config(), {"device": device}).machine).device
         )
         return self
+
+    def resized(self, size: tuple[int, int]) -> OneShotGAN:
+        """The same model, drawing images of another (height, width), with more or less scene in them.
+
+        Raises:
+            UserError: the method cannot (only SinGAN can), or the size is out of bounds.
+        """
+        sampler = self._sampler
+        if not hasattr(sampler, "resized"):
+            raise UserError(f"a model of the method {self.method} draws one size: leave out --size")
+        height, width = size
+        if not all(MIN_SIDE <= side <= LARGEST_SIDE for side in size):
+            raise UserError(
+                f"the sides of --size must lie between {MIN_SIDE} and {LARGEST_SIDE:,} pixels, "
+                f"not {width}x{height}"
+            )
+        other = copy.copy(self)
+        other.size, other._sampler = size, sampler.resized(size)
+        return other
 
     def sample(self, seeds: Sequence[int], truncation: float = 1.0) -> np.ndarray:
         """Draw one image per seed, uint8 (N, H, W, 3).
@@ -134,7 +157,7 @@ def _check_truncation(truncation: float) -> None:
         raise UserError(f"truncation must lie in 0 … 1, not {truncation:g}")
 
 
-def _read_model_config(path: Path, file: Path) -> tuple[str, config.OneShotConfig, tuple[int, int]]:
+def _read_model_config(path: Path, file: Path) -> tuple[str, config.Model, tuple[int, int]]:
     if not os.path.isfile(file):
         raise UserError(
             f"{path} is no run directory and no model folder: it holds no config.json of a training"

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,17 @@ Figures = Callable[[np.ndarray], dict[str, float]]
 class Method(Protocol):
     """What `fit` asks of a method. `oneshotgan.methods.oneshot.OneShot` is the example."""
 
-    loss_names: tuple[str, ...]
+    loss_names: ClassVar[tuple[str, ...]]
+    precisions: ClassVar[tuple[str, ...]]  # those it can be trained in
+    extensible: ClassVar[bool]  # whether more steps continue a run: no schedule depends on their number
+
+    @staticmethod
+    def training_size(size: tuple[int, int], settings: Config) -> tuple[int, int]:
+        """The (height, width) to train at, for a source of `size`; that of its own result is the same."""
+
+    @staticmethod
+    def planned(settings: Config, source_size: tuple[int, int]) -> Config:
+        """`settings` with what the method fills in by itself, for a source of this (height, width)."""
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Make iteration `step` (from 1); all randomness depends on (seed, step). Returns the losses."""

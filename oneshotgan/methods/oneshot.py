@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,14 +14,14 @@ from torch import Tensor
 
 from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
-from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream
+from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream, seeded_initialisation
 from oneshotgan.ema import EMA, ema_decay_at
 from oneshotgan.machine import available_memory
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.layers import WorkingWeights
-from oneshotgan.models.plan import Plan, make_plan
+from oneshotgan.models.plan import Plan, limit_size, make_plan
 from oneshotgan.replay import CudaGraphs, Replayed, pinned
 
 # Memory of a step for each pixel of the batch and channel of the base width, measured; and how much of what
@@ -86,7 +85,21 @@ class OneShot:
         notify: is given a line where something is done in another way than expected.
     """
 
-    loss_names: tuple[str, ...] = ("loss_G", "loss_D", "diversity")
+    loss_names = ("loss_G", "loss_D", "diversity")
+    precisions = ("bf16", "fp32")
+    extensible = True
+
+    @staticmethod
+    def training_size(size: tuple[int, int], settings: Config) -> tuple[int, int]:
+        """The planned size nearest to that of the source, within the limits set."""
+        limited = limit_size(size, settings.data.max_size, settings.data.short_size)
+        plan = make_plan(limited, aspect=size[1] / size[0])
+        return plan.height, plan.width
+
+    @staticmethod
+    def planned(settings: Config, source_size: tuple[int, int]) -> Config:
+        """As they are."""
+        return settings
 
     def __init__(
         self,
@@ -96,7 +109,8 @@ class OneShot:
         precision: str,
         notify: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.settings: OneShotConfig = config.model
+        assert isinstance(config.model, OneShotConfig)
+        self.settings = config.model
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
         self.device = device
         self.plan = make_plan(
@@ -415,11 +429,3 @@ class OneShotSampler:
 def _finest(plan: Plan) -> tuple[str, str]:
     """How the names of the generator's weights begin that only the full size uses."""
     return f"blocks.{plan.blocks - 1}.", f"to_rgb.{plan.blocks - 1}."
-
-
-@contextmanager
-def seeded_initialisation(seed: int) -> Iterator[None]:
-    """Within this context new modules draw their weights from `seed`; the global state is put back after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_stream(seed, "weights").initial_seed())
-        yield

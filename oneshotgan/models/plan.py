@@ -72,7 +72,7 @@ def make_plan(
     Raises:
         UserError: a side below 32 px, an aspect beyond 16:1, or a short side above 1,792 px.
     """
-    _check_size(size)
+    check_size(size)
     aspect = aspect or size[1] / size[0]
     rules = [
         rule for rule in (_released_rule(size, aspect), _short_side_rule(size, aspect)) if rule is not None
@@ -114,7 +114,8 @@ def limit_size(size: Size, max_size: int | None, short_size: int | None) -> Size
     return height, width
 
 
-def _check_size(size: Size) -> None:
+def check_size(size: Size) -> None:
+    """Raise a UserError if a photo of `size` cannot be trained on."""
     height, width = size
     short, long = min(size), max(size)
     if short < MIN_SIDE:
@@ -163,7 +164,7 @@ def _short_side_rule(size: Size, aspect: float) -> tuple[int, Size]:
             kept = [noise for noise in noises if _keeps(aspect, noise)]
             if kept:
                 return blocks, min(kept, key=lambda noise: abs(min(noise) - exact))
-    raise AssertionError(f"no plan for {size}")  # the sizes let through by _check_size all have one
+    raise AssertionError(f"no plan for {size}")  # the sizes let through by check_size all have one
 
 
 def _nearest(side: float) -> int:

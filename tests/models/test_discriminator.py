@@ -5,7 +5,7 @@ import torch
 
 from oneshotgan import losses
 from oneshotgan.data import pyramid
-from oneshotgan.methods.oneshot import seeded_initialisation
+from oneshotgan.data import seeded_initialisation
 from oneshotgan.models.discriminator import Discriminator
 from oneshotgan.models.plan import make_plan
 
