@@ -28,7 +28,7 @@ def random_stream(seed: int, name: str, step: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded_initialisation(seed: int, name: str = "weights") -> Iterator[None]:
-    """Within this context new modules draw their weights from (seed, name); the global state is put back after."""
+    """Within this context new modules draw their weights from (seed, name); the global state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_stream(seed, name).initial_seed())
         yield

@@ -36,9 +36,7 @@ class OneShotGAN:
         path: the file of its weights.
     """
 
-    def __init__(
-        self, method: str, settings: config.Model, size: tuple[int, int], path: Path
-    ) -> None:
+    def __init__(self, method: str, settings: config.Model, size: tuple[int, int], path: Path) -> None:
         self.method, self.size, self.path = method, size, path
         self.step, weights = read_weights(path)
         try:

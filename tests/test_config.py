@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
@@ -21,22 +22,35 @@ def test_the_paper_preset_holds_the_papers_constants() -> None:
     assert 100_000 <= paper.training.steps <= 150_000
 
 
+@pytest.mark.parametrize("method", config.METHODS)
 @pytest.mark.parametrize("name", config.PRESETS)
-def test_settings_survive_the_way_through_toml_and_json(name: str, tmp_path) -> None:
-    settings = config.preset(name)
+def test_settings_survive_the_way_through_toml_and_json(name: str, method: str, tmp_path) -> None:
+    settings = config.preset(name, method)
     assert config.from_dict(json.loads(json.dumps(config.to_dict(settings)))) == settings
     file = tmp_path / "settings.toml"
     file.write_text(config.to_toml(settings))
     choices, overrides = config.load_file(file)
-    assert choices == {"method": "oneshot", "preset": name}
-    assert config.with_overrides(config.preset(name), overrides) == settings
+    assert choices == {"method": method, "preset": name}
+    assert config.with_overrides(config.preset(name, method), overrides) == settings
 
 
-def test_every_field_has_a_help_text_and_a_valid_default() -> None:
-    for name, (section, described) in config.FIELDS.items():
+@pytest.mark.parametrize("method", config.METHODS)
+def test_every_field_has_a_help_text_and_a_valid_default(method: str) -> None:
+    for name, (section, described) in config.fields(method).items():
         assert described.metadata["help"].endswith("."), name
         assert section in config.SECTIONS
-        config.check_field(name, described.default)
+        config.check_field(name, described.default, method)
+
+
+@pytest.mark.parametrize("method", config.METHODS)
+def test_a_setting_of_several_methods_means_the_same_in_each(method: str) -> None:
+    hints = typing.get_type_hints(config.MODELS[method])
+    for name, (section, described) in config.fields(method).items():
+        known_section, known = config.FIELDS[name]
+        assert (section, described.metadata) == (known_section, known.metadata), name
+        if section == "model":
+            assert hints[name] == config.TYPES[name], name
+    assert set(config.fields(method)) <= set(config.FIELDS)
 
 
 def test_one_size_limit_lifts_the_other() -> None:
@@ -55,6 +69,8 @@ def test_one_size_limit_lifts_the_other() -> None:
         ({"steps": 2.5}, "whole number"),
         ({"steps": True}, "whole number"),
         ({"steps": -5}, "steps"),
+        ({"steps": 0}, "only SinGAN"),
+        ({"noise_weight": 0.1}, "belongs to the method singan, not to oneshot"),
         ({"max_size": 8}, "max_size"),
         ({"learning_rate_g": float("nan")}, "number"),
         ({"diversity_norm": "other"}, "paper or released"),
@@ -116,7 +132,7 @@ def test_a_setting_younger_than_a_runs_file_is_neutral_there(
 ) -> None:
     content = config.to_dict(config.preset("preview"))
     del content["model"]["low_level_blocks"]
-    monkeypatch.setitem(config._PRESETS["preview"], "low_level_blocks", 3)
+    monkeypatch.setitem(config._PRESETS["oneshot"]["preview"], "low_level_blocks", 3)
     assert config.preset("preview").model.low_level_blocks == 3
     assert config.from_dict(content).model.low_level_blocks == 0
     file = tmp_path / "config.json"

@@ -1,8 +1,8 @@
-"""FastGAN (Liu, Zhu, Song and Elgammal, ICLR 2021): skip-layer excitation, and a discriminator that must describe.
+"""FastGAN (Liu, Zhu, Song and Elgammal, ICLR 2021): skip-layer excitation; a discriminator that describes.
 
 Works on squares: frames are squeezed to one, and samples stretched back to the frames' shape. The authors'
-blocks go from 256 to 1024 pixels; 128 and 64 are ours, of the same blocks, fewer of them. Where paper, released
-program and we differ is listed in docs/baselines.md.
+networks go from 256 to 1024 pixels; those of 128 and 64 are ours, of the same blocks, fewer of them. Where
+paper, released program and we differ is listed in docs/baselines.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -57,12 +58,17 @@ def convolution(
 ) -> nn.Conv2d:
     """Without bias, spectrally normalised; kernel 3 keeps the size."""
     padding = kernel // 2 if padding is None else padding
-    return _normalised(nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False))
+    return normalised(nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False))
 
 
-def _normalised(layer: Any) -> Any:
+Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
+
+
+def normalised(layer: Layer) -> Layer:
+    """`layer`, starting from N(0, 0.02), with spectral normalisation."""
     nn.init.normal_(layer.weight, std=INIT_STD)
-    return spectral_norm(layer)
+    spectral_norm(layer)
+    return layer
 
 
 def normalisation(channels: int) -> nn.BatchNorm2d:
@@ -153,7 +159,7 @@ class Decoder(nn.Module):
     def __init__(self, channels_in: int, base_width: int, side: int) -> None:
         super().__init__()
         widths = [channels_in, *(_width(DECODER_WIDTHS[s], base_width) for s in sides(8, side // 2))]
-        blocks = [UpBlock(i, o, twice=False) for i, o in zip(widths, widths[1:], strict=False)]
+        blocks = [UpBlock(i, o, twice=False) for i, o in pairwise(widths)]
         self.blocks = nn.Sequential(*blocks, convolution(widths[-1], 3, 3), nn.Tanh())
 
     def forward(self, features: Tensor) -> Tensor:
@@ -171,12 +177,16 @@ class Generator(nn.Module):
         self.resolution, self.noise_dim = resolution, noise_dim
         width = {side: _width(multiple, base_width) for side, multiple in GENERATOR_WIDTHS.items()}
         first = nn.ConvTranspose2d(noise_dim, 2 * width[4], 4, bias=False)
-        self.first = nn.Sequential(_normalised(first), normalisation(2 * width[4]), nn.GLU(dim=1))
+        self.first = nn.Sequential(normalised(first), normalisation(2 * width[4]), nn.GLU(dim=1))
         self.up = nn.ModuleDict(
             {str(s): UpBlock(width[s // 2], width[s], s in TWICE) for s in sides(8, resolution)}
         )
         self.excitations = nn.ModuleDict(
-            {str(s): SkipLayerExcitation(width[small], width[s]) for s, small in EXCITED.items() if s <= resolution}
+            {
+                str(s): SkipLayerExcitation(width[small], width[s])
+                for s, small in EXCITED.items()
+                if s <= resolution
+            }
         )
         small = small_side(resolution)
         self.to_small = convolution(width[small], 3, 1)
@@ -208,9 +218,7 @@ class Discriminator(nn.Module):
         largest, small = min(resolution, LARGEST_MAP), small_side(resolution)
         self.entry = _entry(resolution, width)
         steps = list(reversed(sides(8, largest)))  # the sides of the maps, largest first
-        self.down = nn.ModuleList(
-            DownBlock(width[before], width[after]) for before, after in zip(steps, steps[1:], strict=False)
-        )
+        self.down = nn.ModuleList(DownBlock(width[before], width[after]) for before, after in pairwise(steps))
         # The map three halvings down is weighed by the one it came from, as far as there are maps.
         self.excitations = nn.ModuleList(
             SkipLayerExcitation(width[steps[k]], width[steps[k + 3]]) for k in range(len(steps) - 3)
@@ -224,7 +232,7 @@ class Discriminator(nn.Module):
         # The small image's branch is as wide as the maps of twice its sides.
         steps = list(reversed(sides(8, small // 2)))
         first = convolution(3, width[2 * steps[0]], 4, 2, 1)
-        blocks = [DownBlock(width[2 * a], width[2 * b]) for a, b in zip(steps, steps[1:], strict=False)]
+        blocks = [DownBlock(width[2 * a], width[2 * b]) for a, b in pairwise(steps)]
         self.small = nn.Sequential(first, nn.LeakyReLU(0.2), *blocks)
         self.decide_small = convolution(width[16], 1, 4, padding=0)
         self.decoders: nn.ModuleList | None = None
@@ -296,7 +304,7 @@ def hinge(logits: Tensor, real: bool, uniform: Tensor) -> Tensor:
 def diff_augment(images: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
     """DiffAugment's colour and translation (Zhao et al., NeurIPS 2020), the same for all sizes of an image.
 
-    Brightness ±0.5, saturation ×0 … 2, contrast ×0.5 … 1.5; moved by up to an eighth of the side, zeros come in.
+    Brightness ±0.5, saturation ×0 … 2, contrast ×0.5 … 1.5; moved by up to an eighth of the side, with zeros.
 
     Args:
         images: (N, 3, s, s) in [-1, 1], of several sizes s.
@@ -404,7 +412,9 @@ class FastGAN:
 
         # Discriminator: hinge with a random margin, and on real images the reconstructions
         self.D.requires_grad_(True)
-        seen_real, seen_fake = (self._augmented(x, step, name) for x, name in ((real, "real"), (fake, "fake")))
+        seen_real, seen_fake = (
+            self._augmented(x, step, name) for x, name in ((real, "real"), (fake, "fake"))
+        )
         logits_real, maps = self.D(seen_real)
         logits_fake, _ = self.D([x.detach() for x in seen_fake])
         loss_D = hinge(logits_real, True, self._uniform("margin real", step, logits_real.shape[1]))
@@ -413,14 +423,14 @@ class FastGAN:
             terms["reconstruction"] = self._reconstruction(maps, seen_real, step)
             loss_D = loss_D + terms["reconstruction"]
         self.optimiser_D.zero_grad(set_to_none=True)
-        loss_D.backward()
+        torch.autograd.backward(loss_D)
         self.optimiser_D.step()
 
         # Generator: min −E[D(fake)], on the same images, the discriminator fixed
         self.D.requires_grad_(False)
         loss_G = -self.D(seen_fake)[0].mean()
         self.optimiser_G.zero_grad(set_to_none=True)
-        loss_G.backward()
+        torch.autograd.backward(loss_G)
         self.optimiser_G.step()
 
         # Moving average of the generator
@@ -463,7 +473,9 @@ class FastGAN:
     def _draw(self, step: int) -> tuple[Tensor, list[Tensor]]:
         stream = random_stream(self.seed, "z", step)
         z = torch.randn(self.batch_size, self.settings.noise_dim, generator=stream)
-        maps = [torch.randn(self.batch_size, 1, side, side, generator=stream) for side in self.G.noise_sides()]
+        maps = [
+            torch.randn(self.batch_size, 1, side, side, generator=stream) for side in self.G.noise_sides()
+        ]
         return z.to(self.device, self.dtype), [x.to(self.device, self.dtype) for x in maps]
 
     def _uniform(self, name: str, step: int, count: int) -> Tensor:
@@ -503,7 +515,9 @@ def squeezed(frames: Tensor, resolution: int) -> Tensor:
 
 def _reshaped(frames: Tensor, size: Size) -> Tensor:
     parts = [
-        F.interpolate(part.permute(0, 3, 1, 2).float(), size, mode="bicubic", align_corners=False, antialias=True)
+        F.interpolate(
+            part.permute(0, 3, 1, 2).float(), size, mode="bicubic", align_corners=False, antialias=True
+        )
         for part in torch.split(frames, 16)
     ]
     return torch.cat([p.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1) for p in parts])
@@ -567,13 +581,13 @@ class FastGANSampler:
         weight = next(self.generator.parameters())
         z, *maps = torch.split(vector.to(weight), self._lengths(), dim=1)
         noise = [x.view(-1, 1, math.isqrt(x.shape[1]), math.isqrt(x.shape[1])) for x in maps]
-        image = self.generator(z, noise)[0].float()
+        image: Tensor = self.generator(z, noise)[0].float()
         if image.shape[2:] == self.size:
             return image
         shrinks = any(side < self.generator.resolution for side in self.size)
-        return F.interpolate(
-            image, self.size, mode="bicubic", align_corners=False, antialias=shrinks
-        ).clamp(-1, 1)
+        return F.interpolate(image, self.size, mode="bicubic", align_corners=False, antialias=shrinks).clamp(
+            -1, 1
+        )
 
     def _lengths(self) -> list[int]:
         return [self.generator.noise_dim, *(side * side for side in self.generator.noise_sides())]

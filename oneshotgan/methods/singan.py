@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ DECAY_AT, DECAY = 0.8, 0.1  # after this share of a scale's steps the learning r
 WIDEST = 4  # the widest scale over the narrowest
 INIT_STD = 0.02
 
-Updates = list[Tensor]  # one tensor of noise a scale
+Noise = list[Tensor]  # of one image or several: a map for each scale, coarsest first
 
 
 # --- the pyramid ---
@@ -54,7 +54,7 @@ def scale_count(size: Size, settings: Config) -> int:
 
 
 def pyramid_sizes(size: Size, scales: int, min_size: int) -> list[Size]:
-    """The sizes of `scales` images, coarsest first: the last is `size`, the first has the short side `min_size`.
+    """The sizes of `scales` images, from the one with the short side `min_size` up to `size`.
 
     Neighbours differ by one factor r = (min_size / short)^(1 / (scales − 1)); sides are rounded up.
     """
@@ -76,46 +76,50 @@ def _ceil(x: float) -> int:
 # --- the networks of one scale ---
 
 
-class Network(nn.Sequential):
-    """Five 3×3 convolutions without padding: head, three in the body, tail. (N, 3, h, w) -> (N, C, h-10, w-10).
+def five_convolutions(width: int, channels_out: int) -> nn.Sequential:
+    """Head, three in the body, tail: 3×3 without padding, (N, 3, h, w) -> (N, channels_out, h-10, w-10).
 
     All but the tail are followed by batch normalisation and LeakyReLU 0.2.
     """
+    layers: list[nn.Module] = []
+    for channels_in in (3, width, width, width):
+        layers += [nn.Conv2d(channels_in, width, 3), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+    layers.append(nn.Conv2d(width, channels_out, 3))
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=INIT_STD)
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, INIT_STD)
+    return nn.Sequential(*layers)
 
-    def __init__(self, width: int, channels_out: int) -> None:
-        layers: list[nn.Module] = []
-        for channels_in in (3, width, width, width):
-            layers += [nn.Conv2d(channels_in, width, 3), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
-        super().__init__(*layers, nn.Conv2d(width, channels_out, 3))
-        for layer in self:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=INIT_STD)
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.normal_(layer.weight, 1.0, INIT_STD)
 
-
-class Generator(Network):
-    """G_n: what a scale adds to the enlarged image of the scale below."""
+class Generator(nn.Module):
+    """G_n: refines the enlarged image of the scale below."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, 3)
+        super().__init__()
+        self.layers = five_convolutions(width, 3)
 
     def forward(self, noise: Tensor, previous: Tensor) -> Tensor:
         """Noise (already times amp) and previous image, both (N, 3, h, w) -> (N, 3, h, w)."""
-        detail = super().forward(F.pad(noise + previous, (PAD, PAD, PAD, PAD)))
+        detail = self.layers(F.pad(noise + previous, (PAD, PAD, PAD, PAD)))
         return torch.tanh(detail) + previous
 
 
-class Discriminator(Network):
+class Discriminator(nn.Module):
     """D_n: how real each 11×11 patch looks, (N, 3, h, w) -> (N, 1, h-10, w-10), unbounded."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, 1)
+        super().__init__()
+        self.layers = five_convolutions(width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)  # type: ignore[no-any-return]
 
 
 def width_at(scale: int, base_width: int) -> int:
-    """Channels of the networks of `scale` (from 0, the coarsest): doubled every four scales, fourfold at most."""
-    return base_width * min(2 ** (scale // 4), WIDEST)
+    """Channels of the networks of `scale` (0 the coarsest): doubled every four scales, fourfold at most."""
+    return min(base_width << scale // 4, base_width * WIDEST)
 
 
 def enlarged(image: Tensor, size: Size) -> Tensor:
@@ -131,7 +135,7 @@ def shrunk(images: Tensor, size: Size) -> Tensor:
 
 
 def compose(
-    generators: Sequence[nn.Module], amps: Sequence[Tensor], noise: Updates, sizes: Sequence[Size]
+    generators: Iterable[nn.Module], amps: Sequence[Tensor], noise: Noise, sizes: Sequence[Size]
 ) -> Tensor:
     """The image (N, 3, h, w) that the scales in turn make of their noise; as many scales as `generators`."""
     image = torch.zeros(len(noise[0]), 3, *sizes[0], device=noise[0].device)
@@ -218,7 +222,9 @@ class SinGAN:
         """The scale that iteration `step` (from 1) trains, and how far into that scale it is, 0 … 1."""
         scales = len(self.sizes)
         scale = (step - 1) * scales // self.steps
-        first, last = (-(-self.steps * s // scales) for s in (scale, scale + 1))  # it has first < step <= last
+        first, last = (
+            -(-self.steps * s // scales) for s in (scale, scale + 1)
+        )  # it has first < step <= last
         return scale, (step - 1 - first) / (last - first)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -266,7 +272,9 @@ class SinGAN:
 
     def sampling_weights(self) -> dict[str, Tensor]:
         """The generators of the scales begun so far, with their amplitudes, on the CPU."""
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.generators.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().clone() for name, tensor in self.generators.state_dict().items()
+        }
         return weights | {"amps": torch.stack(self.amps).cpu()}
 
     def parameters(self) -> list[Tensor]:
@@ -278,7 +286,9 @@ class SinGAN:
     def _enter(self, scale: int) -> None:
         """Freeze the scale below and begin this one; of equal width, it starts from the one below."""
         generator, D = self._made(Generator, scale), self._made(Discriminator, scale)
-        if scale and width_at(scale, self.settings.base_width) == width_at(scale - 1, self.settings.base_width):
+        if scale and width_at(scale, self.settings.base_width) == width_at(
+            scale - 1, self.settings.base_width
+        ):
             generator.load_state_dict(self.generators[-1].state_dict())
             D.load_state_dict(self.D.state_dict())
         self.generators.append(generator)
@@ -313,14 +323,16 @@ class SinGAN:
 
     @torch.no_grad()
     def _reconstruction_inputs(self, scale: int) -> tuple[Tensor, Tensor]:
-        """Noise and previous image from which `scale` is to make the real one: z* at the coarsest, then zeros."""
+        """Noise (z* at the coarsest, then zeros) and image that `scale` is to make the real one of."""
         zeros = torch.zeros(1, 3, *self.sizes[scale], device=self.device, dtype=self.dtype)
         if scale == 0:
             return self.z_rec.expand_as(zeros), zeros
         self.generators.eval()
         below = self.generators[:scale]
-        noise: Updates = [self.z_rec]
-        noise += [torch.zeros(1, 3, *size, device=self.device, dtype=self.dtype) for size in self.sizes[1:scale]]
+        noise: Noise = [self.z_rec]
+        noise += [
+            torch.zeros(1, 3, *size, device=self.device, dtype=self.dtype) for size in self.sizes[1:scale]
+        ]
         return zeros, enlarged(compose(below, self.amps, noise, self.sizes), self.sizes[scale])
 
     # --- the parts of a step ---
@@ -342,7 +354,9 @@ class SinGAN:
         """What the scale makes of fresh noise, its own and that of the scales below."""
         stream = random_stream(self.seed, f"z {update}", step)
         noise = [
-            torch.randn(self.batch_size, *noise_shape(scale, size), generator=stream).to(self.device, self.dtype)
+            torch.randn(self.batch_size, *noise_shape(scale, size), generator=stream).to(
+                self.device, self.dtype
+            )
             for scale, size in enumerate(self.sizes[: self.scale + 1])
         ]
         last, size = self.scale, self.sizes[self.scale]
@@ -356,12 +370,12 @@ class SinGAN:
         """WGAN-GP: min E[D(fake)] − E[D(real)] + λ E[(‖∇D‖ − 1)²]."""
         stream = random_stream(self.seed, f"mix {update}", step)
         mix = torch.rand(len(real), 1, 1, 1, generator=stream).to(self.device, self.dtype)
-        loss = self.D(fake).mean() - self.D(real).mean()
+        loss: Tensor = self.D(fake).mean() - self.D(real).mean()
         if self.settings.gradient_penalty:
             penalty = gradient_penalty(self.D, mix * real + (1 - mix) * fake)
             loss = loss + self.settings.gradient_penalty * penalty
         self.optimiser_D.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimiser_D.step()
         return loss.detach()
 
@@ -392,8 +406,10 @@ class SinGAN:
 def gradient_penalty(D: nn.Module, images: Tensor) -> Tensor:
     """E[(‖∇D(x)‖₂ − 1)²], the norm over the channels of each pixel, as in the released program."""
     images = images.detach().requires_grad_(True)
+    gradient: Tensor
     (gradient,) = torch.autograd.grad(D(images).sum(), images, create_graph=True)
-    return (gradient.norm(dim=1) - 1).square().mean()
+    norm: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+    return (norm - 1).square().mean()
 
 
 class SinGANSampler:
@@ -441,7 +457,7 @@ class SinGANSampler:
         weight = next(self.generator.parameters())
         parts = torch.split(z.to(weight), [math.prod(shape) for shape in self._shapes()], dim=1)
         noise = [part.view(-1, *shape) for part, shape in zip(parts, self._shapes(), strict=True)]
-        image = compose(self.generator, self.amps.to(weight), noise, self.sizes)  # type: ignore[arg-type]
+        image = compose(self.generator, list(self.amps.to(weight)), noise, self.sizes)
         return enlarged(image, self.sizes[-1]).float().clamp(-1, 1)
 
     def _shapes(self) -> list[tuple[int, int, int]]:

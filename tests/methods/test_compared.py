@@ -65,7 +65,12 @@ def test_a_run_names_its_method_and_holds_whole_settings(runs: dict[str, Path], 
 @compared
 @pytest.mark.parametrize("stop", [1, 4, 6, 11])
 def test_a_run_that_was_stopped_gives_the_same_weights(
-    runs: dict[str, Path], method: str, stop: int, photo: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path],
+    method: str,
+    stop: int,
+    photo: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = METHODS[method].step
 
@@ -156,9 +161,9 @@ def test_settings_prints_a_file_to_train_with(
 ) -> None:
     Path("mine.toml").write_text(command("settings", preset, "--method", method).out)
     choices, overrides = config.load_file("mine.toml")
-    assert config.with_overrides(config.preset(choices["preset"], choices["method"]), overrides) == config.preset(
-        preset, method
-    )
+    assert config.with_overrides(
+        config.preset(choices["preset"], choices["method"]), overrides
+    ) == config.preset(preset, method)
 
 
 @compared
@@ -181,10 +186,8 @@ def test_any_size_trains(method: str, size: tuple[int, int], workdir: Path, comm
     from conftest import png_bytes, scene
 
     Path("photo.png").write_bytes(png_bytes(scene(*size)))
-    tiny = [word for word in TINY[method]]
+    tiny = TINY[method]
     outcome = command("train", "photo.png", "--method", method, "--steps", 3, *tiny, "--threads", 1)
     assert outcome.code == 0, outcome.err
     height, width = Run.open(f"runs/photo-{method}").record["frames"]["size"]
     assert abs((width / height) / (size[1] / size[0]) - 1) < 0.1
-
-

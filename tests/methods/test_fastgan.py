@@ -66,7 +66,14 @@ def test_the_authors_size_has_their_blocks() -> None:
     assert len(D.excitations) == 3
     assert sorted(map(int, G.excitations)) == [64, 128, 256]
     assert [block.noises is not None for block in G.up.values()] == [True, False, True, False, True, False]
-    assert [block.convolutions[-1].out_channels // 2 for block in G.up.values()] == [512, 256, 128, 128, 64, 32]
+    assert [block.convolutions[-1].out_channels // 2 for block in G.up.values()] == [
+        512,
+        256,
+        128,
+        128,
+        64,
+        32,
+    ]
 
 
 def test_the_number_of_parameters() -> None:
@@ -160,7 +167,9 @@ def test_the_reconstructions_of_real_images_get_better(vgg: Path) -> None:
     assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:5])
 
 
-def test_missing_weights_are_told_before_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_told_before_a_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(tmp_path))
     settings = config.preset("preview", "fastgan")
     with pytest.raises(UserError, match=r"no-reconstruction.*vgg16"):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from oneshotgan import losses
-from oneshotgan.data import pyramid
-from oneshotgan.data import seeded_initialisation
+from oneshotgan.data import pyramid, seeded_initialisation
 from oneshotgan.models.discriminator import Discriminator
 from oneshotgan.models.plan import make_plan
 
