@@ -106,11 +106,13 @@ def train(
         No progress on stderr.
     """
     from oneshotgan.launch import train
+    from oneshotgan.parallel import is_first
 
     given = dataclasses.asdict(settings)
     overrides = {name: value for name, value in given.items() if value is not None}
     path = train(source, out, method=method, preset=preset, config_file=config_file, quiet=quiet, **overrides)
-    print(path)
+    if is_first():
+        print(path)
 
 
 @app.command

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from oneshotgan.errors import UserError
 from oneshotgan.machine import Machine, choose, memory_errors, running_on
 from oneshotgan.methods import METHODS
 from oneshotgan.metrics.figures import Networks, small_figures
+from oneshotgan.parallel import Group, joined
 from oneshotgan.progress import Reporter
-from oneshotgan.run import Run, Source
+from oneshotgan.run import Run, Source, Spectator
 from oneshotgan.training import fit
 
 _LESS_MEMORY = "lower --max-size or --batch-size, and choose another --out if this run has begun"
@@ -62,23 +65,43 @@ def train(
         raise UserError(f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}")
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
-    with Reporter(quiet) as reporter, memory_errors(_LESS_MEMORY), neighbours.present():
-        if Run.exists(path):
-            _continue(Run.open(path), source, choices, given, reporter)
-        else:
-            _begin(path, source, choices, given, reporter)
+    with joined() as group, memory_errors(_LESS_MEMORY), neighbours.present(), ExitStack() as held:
+        reporter = held.enter_context(Reporter(quiet or not group.first))
+        ready = None
+        if group.first:
+            prepare = _continue if Run.exists(path) else _begin
+            ready = prepare(path, source, choices, given, reporter, group, held)
+        if group.agreed(int(ready is not None)):
+            _fit(ready or _join(path, choices, given, group), reporter, group)
     return path
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A run, locked, with all that `fit` needs."""
+
+    run: Run
+    settings: Config
+    machine: Machine
+    networks: Networks | None
+    frames: np.ndarray
 
 
 # --- a new run, and one that goes on ---
 
 
 def _begin(
-    path: Path, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
-) -> None:
+    path: Path,
+    source: Path | str,
+    choices: Mapping[str, str],
+    given: Mapping[str, Any],
+    reporter: Reporter,
+    group: Group,
+    held: ExitStack,
+) -> _Ready:
     settings, reason = _resolve(choices, given)
     method = METHODS[settings.method]
-    machine = choose(settings.machine, method.precisions)
+    machine = choose(settings.machine, method.precisions, group.size)
     _check_free(path)
     frames = media.read_frames(
         source, lambda size: method.training_size(size, settings), settings.data.max_frames
@@ -87,63 +110,75 @@ def _begin(
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
-    with run.locked():
-        _check_free(path)  # nobody can begin a run here any more
-        run.create(settings, described, frames.images)
-        reporter.line(f"preset {settings.preset} {reason}; {machine}")
-        for notice in frames.notices:
-            reporter.line(notice)
-        count, height, width = frames.images.shape[:3]
-        what = f"{count} frames" if count > 1 else "one image"
-        change = (width / height) / (frames.source_size[1] / frames.source_size[0])
-        squeezed = f", {abs(change - 1):.0%} {'wider' if change > 1 else 'narrower'} than the source"
-        shape = squeezed if abs(change - 1) >= 0.005 else ""
-        reporter.line(f"{described.name}: {what} at {width}x{height} pixels{shape} -> {path}")
-        _fit(run, settings, machine, networks, frames.images, reporter)
+    held.enter_context(run.locked())
+    _check_free(path)  # nobody can begin a run here any more
+    run.create(settings, described, frames.images)
+    reporter.line(f"preset {settings.preset} {reason}; {machine}")
+    for notice in frames.notices:
+        reporter.line(notice)
+    count, height, width = frames.images.shape[:3]
+    what = f"{count} frames" if count > 1 else "one image"
+    change = (width / height) / (frames.source_size[1] / frames.source_size[0])
+    squeezed = f", {abs(change - 1):.0%} {'wider' if change > 1 else 'narrower'} than the source"
+    shape = squeezed if abs(change - 1) >= 0.005 else ""
+    reporter.line(f"{described.name}: {what} at {width}x{height} pixels{shape} -> {path}")
+    return _Ready(run, settings, machine, networks, frames.images)
 
 
 def _continue(
-    run: Run, source: Path | str, choices: Mapping[str, str], given: Mapping[str, Any], reporter: Reporter
-) -> None:
-    with run.locked():
-        old = run.settings
-        settings = _extended(old, choices, given)
-        _check_source(run, source, reporter)
-        newest = max(run.checkpoint_steps(), default=0)
-        if newest >= settings.training.steps:
-            reporter.line(f"{run.path} is finished: {newest} steps; more --steps would extend it")
-            return
-        machine = choose(settings.machine, METHODS[settings.method].precisions)
-        networks = _networks(settings, machine)
-        frames = run.frames()
-        reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
-        record = dataclasses.asdict(machine)
-        known = run.record["machines"]
-        moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
-        if moved:
-            changed = ", ".join(
-                f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
-            )
-            reporter.line(
-                f"from here on the run is not bit-equal to one that never changed its machine: {changed}"
-            )
-        _fit(run, settings, machine, networks, frames, reporter)
-
-
-def _fit(
-    run: Run,
-    settings: Config,
-    machine: Machine,
-    networks: Networks | None,
-    frames: np.ndarray,
+    path: Path,
+    source: Path | str,
+    choices: Mapping[str, str],
+    given: Mapping[str, Any],
     reporter: Reporter,
-) -> None:
+    group: Group,
+    held: ExitStack,
+) -> _Ready | None:
+    """None if the run is finished."""
+    run = Run.open(path)
+    held.enter_context(run.locked())
+    settings = _extended(run.settings, choices, given)
+    _check_source(run, source, reporter)
+    newest = max(run.checkpoint_steps(), default=0)
+    if newest >= settings.training.steps:
+        extend = "; more --steps would extend it" if METHODS[settings.method].extensible else ""
+        reporter.line(f"{run.path} is finished: {newest} steps{extend}")
+        return None
+    machine = choose(settings.machine, METHODS[settings.method].precisions, group.size)
+    networks = _networks(settings, machine)
+    frames = run.frames()
+    reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
+    record = dataclasses.asdict(machine)
+    known = [{"processes": 1} | machine for machine in run.record["machines"]]
+    moved = bool(known) and {k: v for k, v in known[-1].items() if k != "from_step"} != record
+    if moved:
+        changed = ", ".join(
+            f"{k} {known[-1].get(k)} -> {v}" for k, v in record.items() if known[-1].get(k) != v
+        )
+        reporter.line(
+            f"from here on the run is not bit-equal to one that never changed its machine: {changed}"
+        )
+    return _Ready(run, settings, machine, networks, frames)
+
+
+def _join(path: Path, choices: Mapping[str, str], given: Mapping[str, Any], group: Group) -> _Ready:
+    """The same for another process than the first of a group, which has prepared the run."""
+    run = Spectator(path)
+    settings = _extended(run.settings, choices, given)
+    machine = choose(settings.machine, METHODS[settings.method].precisions, group.size)
+    return _Ready(run, settings, machine, None, run.frames())
+
+
+def _fit(ready: _Ready, reporter: Reporter, group: Group) -> None:
+    settings, machine = ready.settings, ready.machine
     with running_on(machine) as device:
-        method = METHODS[settings.method](settings, frames, device, machine.precision, reporter.line)
-        figures = None if networks is None else small_figures(frames, networks)
+        method = METHODS[settings.method](
+            settings, ready.frames, device, machine.precision, reporter.line, group
+        )
+        figures = None if ready.networks is None else small_figures(ready.frames, ready.networks)
         yielding = settings.machine.threads == 0 and machine.device == "cpu"
-        fit(method, run, settings, reporter, dataclasses.asdict(machine), figures, yielding)
-    reporter.line(f"finished {settings.training.steps} steps: {run.path}")
+        fit(method, ready.run, settings, reporter, dataclasses.asdict(machine), figures, yielding, group)
+    reporter.line(f"finished {settings.training.steps} steps: {ready.run.path}")
 
 
 def _networks(settings: Config, machine: Machine) -> Networks | None:

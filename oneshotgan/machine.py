@@ -31,17 +31,22 @@ class Machine:
     torch: str
     processor: str
     deterministic: bool
+    processes: int
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
-        return f"{self.device}, {self.precision}{threads}"
+        together = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.device}, {self.precision}{threads}{together}"
 
 
-def choose(settings: MachineConfig, precisions: Sequence[str] = ("bf16", "fp32")) -> Machine:
+def choose(
+    settings: MachineConfig, precisions: Sequence[str] = ("bf16", "fp32"), processes: int = 1
+) -> Machine:
     """Resolve ``auto`` to what this machine has.
 
     Args:
         precisions: those that the method can be trained in.
+        processes: how many train the model together.
 
     Raises:
         UserError: CUDA was asked for and is not there, or a precision that the method cannot have.
@@ -64,6 +69,7 @@ def choose(settings: MachineConfig, precisions: Sequence[str] = ("bf16", "fp32")
         torch=torch.__version__,
         processor=torch.cuda.get_device_name() if device == "cuda" else processor(),
         deterministic=device == "cpu" or settings.deterministic,
+        processes=processes,
     )
 
 
@@ -91,7 +97,8 @@ def _number(path: str, label: str = "") -> int | None:
 
 def fair_threads() -> int:
     """This training's share of the cores, at least one."""
-    return max(1, available_cores() // (1 + neighbours.others()))
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; they may not be there yet
+    return max(1, available_cores() // max(siblings, 1 + neighbours.others()))
 
 
 def available_cores() -> int:

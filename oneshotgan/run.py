@@ -315,6 +315,26 @@ class Run:
         write_json(self.path / "config.json", config.to_dict(settings) | {"run": record})
 
 
+class Spectator(Run):
+    """The run as all processes but the first of a group see it: what they would write is written already."""
+
+    def update(self, settings: Config, step: int, machine: dict[str, Any] | None = None) -> None: ...
+
+    def sweep(self) -> None: ...
+
+    def write_samples(self, step: int, images: np.ndarray) -> None: ...
+
+    def append_stats(self, line: dict[str, Any]) -> None: ...
+
+    def trim_stats(self, step: int) -> None: ...
+
+    def write_model(self, step: int, weights: dict[str, Tensor]) -> None: ...
+
+    def write_snapshot(self, step: int, spacing: int, weights: dict[str, Tensor]) -> None: ...
+
+    def write_checkpoint(self, step: int, state: dict[str, Any]) -> None: ...
+
+
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
     """The step and the sampling weights in a safetensors file of a run."""
     try:

@@ -17,6 +17,7 @@ from oneshotgan.config import Config
 from oneshotgan.data import to_uint8
 from oneshotgan.errors import UserError
 from oneshotgan.machine import fair_threads
+from oneshotgan.parallel import ALONE, Group
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run
 
@@ -68,6 +69,7 @@ def fit(
     machine_record: dict[str, Any] | None = None,
     figures: Figures | None = None,
     yielding: bool = False,
+    group: Group = ALONE,
 ) -> None:
     """Train `method` from the run's newest good checkpoint to ``settings.training.steps``.
 
@@ -78,6 +80,7 @@ def fit(
         figures: maps samples, uint8 (N, H, W, 3), to figures by name, for stats.jsonl, every
             ``machine.evaluate_every`` steps; None for none.
         yielding: leave other trainings on this machine their share of the cores.
+        group: the processes that train together; `run` is a `Spectator` for all but the first.
 
     Raises:
         UserError: a loss or weight is not finite, memory or disk is full, or no checkpoint is good.
@@ -109,7 +112,7 @@ def fit(
         save(0)
 
     with stop_signals() as stop:
-        while step < steps and not stop:
+        while step < steps and not group.agreed(bool(stop)):
             step += 1
             losses = method.step(step)
             watch.note(step, losses)
@@ -151,11 +154,11 @@ def fit(
             save(step)
 
     reporter.finish()
-    if stop and step < steps:
+    if step < steps:
         reporter.line(f"stopped at step {step} of {steps}; the same command goes on from there")
-        if stop[0] == signal.SIGINT:
+        if stop and stop[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + stop[0])
+        raise SystemExit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 # --- the loop's parts ---

@@ -36,6 +36,7 @@ ORDER = (
     "models.discriminator",
     "losses",
     "ema",
+    "parallel",
     "replay",
     "neighbours",
     "machine",

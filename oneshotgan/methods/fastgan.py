@@ -25,6 +25,7 @@ from oneshotgan.data import PIXELS_AT_ONCE, random_stream, seeded_initialisation
 from oneshotgan.ema import EMA, ema_decay_at
 from oneshotgan.errors import UserError
 from oneshotgan.models.plan import Size, check_size, limit_size
+from oneshotgan.parallel import ALONE, Group
 from oneshotgan.perceptual import LPIPS, weights
 
 # Side of a feature map -> its channels, in multiples of the base width.
@@ -348,6 +349,7 @@ class FastGAN:
         device: where to train.
         precision: "fp32"; "fp64" is for tests.
         notify: is given a line where something is done in another way than expected.
+        group: the processes that share a batch; batch normalisation sees each process's rows.
 
     Raises:
         UserError: the weights of VGG16, which the reconstructions are judged by, are missing.
@@ -382,9 +384,12 @@ class FastGAN:
         device: torch.device,
         precision: str,
         notify: Callable[[str], None] = warnings.warn,
+        group: Group = ALONE,
     ) -> None:
         self.settings = settings = _model(config)
         self.seed, self.batch_size, self.device = config.training.seed, config.training.batch_size, device
+        self.group, self.rows = group, group.rows(self.batch_size)
+        self.share = (self.rows.stop - self.rows.start) / self.batch_size
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.size: Size = (frames.shape[1], frames.shape[2])
         self.frames = squeezed(torch.from_numpy(frames), settings.resolution)
@@ -424,6 +429,7 @@ class FastGAN:
             loss_D = loss_D + terms["reconstruction"]
         self.optimiser_D.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_D)
+        self.group.mean_gradients(self.D, self.share)
         self.optimiser_D.step()
 
         # Generator: min −E[D(fake)], on the same images, the discriminator fixed
@@ -431,11 +437,13 @@ class FastGAN:
         loss_G = -self.D(seen_fake)[0].mean()
         self.optimiser_G.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_G)
+        self.group.mean_gradients(self.G, self.share)
         self.optimiser_G.step()
 
         # Moving average of the generator
         self.ema.update(self.G, torch.tensor(ema_decay_at(step, self.settings.ema_decay), device=self.device))
-        return {name: term.detach() for name, term in ({"loss_G": loss_G, "loss_D": loss_D} | terms).items()}
+        terms = {"loss_G": loss_G, "loss_D": loss_D} | terms
+        return self.group.mean({name: term.detach() for name, term in terms.items()}, self.share)
 
     def generate(self, seeds: Sequence[int]) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1], one per seed, by the moving average of the generator."""
@@ -476,19 +484,20 @@ class FastGAN:
         maps = [
             torch.randn(self.batch_size, 1, side, side, generator=stream) for side in self.G.noise_sides()
         ]
-        return z.to(self.device, self.dtype), [x.to(self.device, self.dtype) for x in maps]
+        z, *maps = (x[self.rows].to(self.device, self.dtype) for x in (z, *maps))
+        return z, maps
 
     def _uniform(self, name: str, step: int, count: int) -> Tensor:
         uniform = torch.rand(self.batch_size, count, generator=random_stream(self.seed, name, step))
-        return uniform.to(self.device, self.dtype)
+        return uniform[self.rows].to(self.device, self.dtype)
 
     def _reals(self, step: int) -> list[Tensor]:
         """The batch of `step`, half of it flipped at random, with its small copy."""
         stream = random_stream(self.seed, "batch", step)
         indices = torch.randint(len(self.frames), (self.batch_size,), generator=stream)
         flipped = torch.rand(self.batch_size, generator=stream) < 0.5
-        images = to_float(self.frames[indices]).to(self.dtype)
-        images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images).to(self.device)
+        images = to_float(self.frames[indices[self.rows]]).to(self.dtype)
+        images = torch.where(flipped[self.rows].view(-1, 1, 1, 1), images.flip(3), images).to(self.device)
         return [images, resized(images, small_side(self.settings.resolution))]
 
     def _augmented(self, images: list[Tensor], step: int, name: str) -> list[Tensor]:

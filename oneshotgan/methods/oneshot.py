@@ -16,12 +16,14 @@ from oneshotgan import augment, losses
 from oneshotgan.config import Config, OneShotConfig
 from oneshotgan.data import PIXELS_AT_ONCE, Batches, random_stream, seeded_initialisation
 from oneshotgan.ema import EMA, ema_decay_at
+from oneshotgan.errors import UserError
 from oneshotgan.machine import available_memory
 from oneshotgan.models import feature_augment, layers
 from oneshotgan.models.discriminator import Discriminator, FeatureTransform
 from oneshotgan.models.generator import Generator, GeneratorOutput
 from oneshotgan.models.layers import WorkingWeights
 from oneshotgan.models.plan import Plan, limit_size, make_plan
+from oneshotgan.parallel import ALONE, Group
 from oneshotgan.replay import CudaGraphs, Replayed, pinned
 
 # Memory of a step for each pixel of the batch and channel of the base width, measured; and how much of what
@@ -83,6 +85,11 @@ class OneShot:
         precision: of the convolutions of the generator and of the discriminator's low-level part, "fp32" or
             "bf16"; all else is float32. "fp64" is for tests: everything in float64.
         notify: is given a line where something is done in another way than expected.
+        group: the processes that share a batch. Eq. 1 and feature augmentation see the pairs within each
+            process's rows; all else is as on one process.
+
+    Raises:
+        UserError: a process would have fewer images than it needs.
     """
 
     loss_names = ("loss_G", "loss_D", "diversity")
@@ -108,17 +115,27 @@ class OneShot:
         device: torch.device,
         precision: str,
         notify: Callable[[str], None] = warnings.warn,
+        group: Group = ALONE,
     ) -> None:
         assert isinstance(config.model, OneShotConfig)
         self.settings = config.model
-        self.seed, self.batch_size = config.training.seed, config.training.batch_size
-        self.device = device
+        self.seed, self.group, self.device = config.training.seed, group, device
+        self.rows = group.rows(config.training.batch_size)
+        self.batch_size = self.rows.stop - self.rows.start  # of this process
+        self.share = self.batch_size / config.training.batch_size
+        if self.batch_size == 1 and group.size > 1 and self.settings.diversity_weight > 0:
+            raise UserError(
+                f"eq. 1 compares pairs, and {group.size} processes leave one image to some: start fewer, or "
+                "raise --batch-size"
+            )
         self.plan = make_plan(
             (frames.shape[1], frames.shape[2]),
             self.settings.base_width,
             low_level_blocks=self.settings.low_level_blocks,
         )
-        self.batches = Batches(frames, self.batch_size, self.plan.low_level_blocks, self.seed, device)
+        self.batches = Batches(
+            frames, config.training.batch_size, self.plan.low_level_blocks, self.seed, device
+        )
         with seeded_initialisation(self.seed):
             self.G = Generator(self.plan, self.settings.noise_dim, self.settings.all_rgb_heads)
             self.D = Discriminator(
@@ -143,7 +160,7 @@ class OneShot:
                 notify("activations are computed again in the backward pass, to fit into memory")
         self.coarse = self.settings.coarse_steps > 0  # whether the last step made was at half the size
         self.replayed: Replayed[Draws] | None = None
-        if device.type == "cuda" and config.machine.cuda_graphs:
+        if device.type == "cuda" and config.machine.cuda_graphs and group.size == 1:
             self.replayed = Replayed(self.update, device, CudaGraphs(), notify)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -157,17 +174,17 @@ class OneShot:
 
     def draw(self, step: int) -> Draws:
         """The random numbers of `step`; they depend on (seed, step) alone. On the CPU."""
-        settings, count = self.settings, self.batch_size
+        settings, rows = self.settings, self.rows
         features = None
         if settings.feature_augment_probability > 0:
-            stream = random_stream(self.seed, "features", step)
-            features = feature_augment.draw(count, self.plan.branch_widths[0], stream)
+            stream = random_stream(self.seed, f"features {rows.start}" if rows.start else "features", step)
+            features = feature_augment.draw(self.batch_size, self.plan.branch_widths[0], stream)
         return Draws(
-            frames=self.batches.indices(step),
+            frames=self.batches.indices(step)[rows],
             z_G=self._noise("z_G", step),
             z_D=self._noise("z_D", step),
-            transforms_G=self._transforms("augment_G", step, count),
-            transforms_D=self._transforms("augment_D", step, 2 * count),
+            transforms_G=self._transforms("augment_G", step, 1),
+            transforms_D=self._transforms("augment_D", step, 2),
             features=features,
             ema_decay=torch.tensor(ema_decay_at(self._steps_of_stage(step), settings.ema_decay)),
             rate=torch.tensor(rate_at(step, settings.constant_rate_steps), dtype=torch.float64),
@@ -196,6 +213,7 @@ class OneShot:
         self.optimiser_G.zero_grad(set_to_none=True)
         torch.autograd.backward(loss_G)
         self.weights_G.pull_back()
+        self.group.mean_gradients(self.G, self.share)
         self.optimiser_G.step()
 
         # Discriminator: max L_adv (eq. 2), real and generated images through one door
@@ -212,7 +230,7 @@ class OneShot:
         terms = {"loss_G": loss_G, "loss_D": loss_D}
         if diversity is not None:
             terms["diversity"] = diversity
-        return {name: term.detach() for name, term in terms.items()}
+        return self.group.mean({name: term.detach() for name, term in terms.items()}, self.share)
 
     def generate(self, seeds: Sequence[int]) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1], one per seed, by the moving average of the generator."""
@@ -314,6 +332,7 @@ class OneShot:
                 torch.autograd.backward(loss)
                 self.weights_D.pull_back()
                 loss_D = loss_D + loss.detach()
+        self.group.mean_gradients(self.D, self.share)
         self.optimiser_D.step()
         return loss_D
 
@@ -364,15 +383,19 @@ class OneShot:
 
     def _noise(self, name: str, step: int) -> Tensor:
         generator = random_stream(self.seed, name, step)
-        return torch.randn(self.batch_size, self.settings.noise_dim, generator=generator)
+        whole = torch.randn(self.batches.batch_size, self.settings.noise_dim, generator=generator)
+        return whole[self.rows]
 
-    def _transforms(self, name: str, step: int, count: int) -> Tensor | None:
+    def _transforms(self, name: str, step: int, batches: int) -> Tensor | None:
+        """Transforms of the images of one batch, or of those of two, the reals first."""
         probability = self.settings.augment_probability
         if probability == 0:
             return None
         if self.settings.augment_ramp_steps:
             probability *= min(1.0, step / self.settings.augment_ramp_steps)
-        uniform = torch.rand(count, augment.DRAWS, generator=random_stream(self.seed, name, step))
+        generator = random_stream(self.seed, name, step)
+        whole = torch.rand(batches, self.batches.batch_size, augment.DRAWS, generator=generator)
+        uniform = whole[:, self.rows].flatten(0, 1)
         return augment.draw_transforms(uniform, self.plan.width / self.plan.height, probability)
 
 

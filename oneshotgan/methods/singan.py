@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from oneshotgan.config import Config, SinGANConfig
 from oneshotgan.data import PIXELS_AT_ONCE, random_stream, seeded_initialisation, to_float
+from oneshotgan.errors import UserError
 from oneshotgan.models.plan import Size, check_size
+from oneshotgan.parallel import ALONE, Group
 
 PAD = 5  # pixels of zeros around what G_n reads: its five convolutions take away one each
 STEPS_PER_SCALE = 2000
@@ -166,6 +168,10 @@ class SinGAN:
         device: where to train.
         precision: "fp32"; "fp64" is for tests.
         notify: is given a line where something is done in another way than expected.
+        group: one process alone.
+
+    Raises:
+        UserError: there are several processes.
     """
 
     loss_names = ("loss_G", "loss_D", "reconstruction")
@@ -198,7 +204,12 @@ class SinGAN:
         device: torch.device,
         precision: str,
         notify: Callable[[str], None] = warnings.warn,
+        group: Group = ALONE,
     ) -> None:
+        if group.size > 1:
+            raise UserError(
+                "SinGAN learns from one image at a time: it is trained by one process, not several"
+            )
         self.settings = _model(config)
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
         self.steps, self.device = config.training.steps, device
