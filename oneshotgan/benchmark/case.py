@@ -117,6 +117,11 @@ def read(out: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: delete it") from error
 
 
+def recorded(out: Path) -> list[str]:
+    """The names of all cases with a record."""
+    return sorted(path.stem for path in (out / "cases").glob("*.json") if not path.name.startswith("."))
+
+
 def note(out: Path, case: Case, **entries: Any) -> None:
     """Put entries into the record of a case; None takes one away."""
     content = read(out, case.name) | {"facts": case.facts()} | entries

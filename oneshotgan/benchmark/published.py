@@ -32,13 +32,13 @@ FIGURES = {
 }
 
 
-def difference(case: Case, figure: str, size: tuple[int, int], clips: int) -> str | None:
+def difference(case: Case, figure: str, sizes: set[tuple[int, int]], clips: int) -> str | None:
     """Why a mean of ours is no figure to hold against the paper's; None where no reason is known.
 
     Args:
         case: any one of those in the mean.
         figure: its name.
-        size: (height, width) that it was measured at.
+        sizes: every (height, width) that it was measured at.
         clips: how many it is the mean of.
     """
     if case.suite != SUITE:
@@ -49,8 +49,9 @@ def difference(case: Case, figure: str, size: tuple[int, int], clips: int) -> st
         return f"the paper's mean is over {CLIPS} clips, not {clips}"
     if case.samples != SAMPLES:
         return f"the paper measures {SAMPLES} samples, not {case.samples}"
-    if size != SIZE:
-        return f"the paper's images are {SIZE[1]}x{SIZE[0]}, not {size[1]}x{size[0]}"
+    if sizes != {SIZE}:
+        others = ", ".join(f"{width}x{height}" for height, width in sorted(sizes - {SIZE}))
+        return f"the paper's images are {SIZE[1]}x{SIZE[0]}, not {others}"
     if figure not in FIGURES:
         return f"{figure} rests on another protocol or on other weights than the paper's figure"
     return None

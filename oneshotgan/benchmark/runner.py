@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from oneshotgan.benchmark.board import Board
-from oneshotgan.benchmark.case import fail, finished, note, read, run_case
+from oneshotgan.benchmark.case import fail, finished, note, read, recorded, run_case
 from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserError, UserErrors
 from oneshotgan.files import storage_errors
@@ -65,14 +65,20 @@ def run_suite(
     with lock:
         _put_on_record(out, cases)
         waiting = [case for case in cases if not finished(out, case)]
+        for case in waiting:
+            note(out, case, node=None, failure=None, traceback=None)  # of an earlier start
         say(f"{len(cases)} cases, {len(cases) - len(waiting)} of them finished: {out}")
         with Board(out, say) as board:
-            if ray_address is None:
-                failures = run_local(out, waiting, workers, board)
-            else:
-                from oneshotgan.benchmark.cluster import run_on_ray
+            try:
+                if ray_address is None:
+                    failures = run_local(out, waiting, workers, board)
+                else:
+                    from oneshotgan.benchmark.cluster import run_on_ray
 
-                failures = run_on_ray(out, waiting, ray_address, gpus, board)
+                    failures = run_on_ray(out, waiting, ray_address, gpus, board)
+            except KeyboardInterrupt:
+                board.line("stopped; the same command goes on from there")
+                raise
     if failures:
         raise UserErrors([f"{name}: {reason}" for name, reason in failures.items()])
 
@@ -89,8 +95,17 @@ def _check_workers(workers: int, cases: Sequence[Case]) -> None:
 
 
 def _put_on_record(out: Path, cases: Sequence[Case]) -> None:
-    """Write the record of each case that has none; refuse one that is another case of the same name."""
+    """Write the record of each case that has none.
+
+    Raises:
+        UserError: the folder belongs to another suite.
+        UserErrors: it has another case of the same name.
+    """
     mistakes = []
+    for name in recorded(out):
+        suite = read(out, name).get("facts", {}).get("suite", cases[0].suite)
+        if suite != cases[0].suite:
+            raise UserError(f"{out} belongs to the suite {suite}: choose another --out")
     for case in cases:
         facts, known = case.facts(), read(out, case.name).get("facts")
         if known is None:

@@ -259,8 +259,8 @@ def _sources(reader: _Reader, folder: Path, data: Path | str | None, settings: l
         if frames == 1 and "video" in settings:
             reader.note(f"{entry}: {text}", 'is one picture, no clip: leave "video" out of settings')
         found[name] = str(path.absolute())
-    if not paths and not {"sources", "davis"} & {line.split(": ")[1] for line in reader.mistakes}:
-        reader.note("sources", "name at least one")
+    if not paths and (named == "all" or not {"sources", "davis"} & reader.content.keys()):
+        reader.note("sources", f"nothing lies in {below}" if named == "all" else "name at least one")
     if count is not None and paths and len(paths) != count:
         reader.note("count", f"{count} sources are wanted, {len(paths)} are there")
     return found

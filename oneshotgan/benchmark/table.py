@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshotgan.benchmark.board import last_stats
-from oneshotgan.benchmark.case import finished, read
+from oneshotgan.benchmark.case import finished, read, recorded
 from oneshotgan.benchmark.published import TABLE_1, difference
 from oneshotgan.benchmark.suite import SETTINGS, Case
 from oneshotgan.errors import UserError
@@ -118,8 +118,7 @@ def results(folder: Path) -> list[Result]:
     Raises:
         UserError: the folder holds no benchmark, or a record is damaged.
     """
-    records = sorted((folder / "cases").glob("[!.]*.json"))
-    found = [_result(folder, path.stem) for path in records]
+    found = [_result(folder, name) for name in recorded(folder)]
     if not found:
         raise UserError(f"{folder} holds no benchmark: oneshotgan benchmark SUITE --out {folder} makes one")
     return found
@@ -167,9 +166,7 @@ def tabulate(found: Sequence[Result]) -> Table:
             continue
         error = statistics.stdev(whole) / len(whole) ** 0.5 if len(whole) > 1 else None
         cell = Cell(statistics.mean(whole), error, len(whole), len({case.source for case in own}))
-        measured = sizes[row, column]
-        size = measured.pop() if len(measured) == 1 else (0, 0)
-        cell.note = difference(own[0], column.name, size, len(whole))
+        cell.note = difference(own[0], column.name, sizes[row, column], len(whole))
         if cell.note is None:
             cell.paper = TABLE_1[own[0].method][setting][column.title]
         cells[row, column] = cell
