@@ -300,7 +300,8 @@ def write_suite(path: Path, methods: dict[str, dict[str, Any]] | None = None, **
         "singan": {"base_width": 4, "min_size": 12, "scales": 3},
         "fastgan": {"base_width": 4, "batch_size": 2},
     }
-    chosen = {name: often | small.get(name, {}) | own for name, own in ({"oneshot": {}} if methods is None else methods).items()}
+    named = {"oneshot": {}} if methods is None else methods
+    chosen = {name: often | small.get(name, {}) | own for name, own in named.items()}
     suite = {"sources": ["clip"], "settings": ["image"], "preset": "preview", "steps": 4, "samples": 3}
     content = suite | {"methods": chosen} | entries
     path.write_text(tomli_w.dumps({name: value for name, value in content.items() if value is not None}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from oneshotgan.perceptual.weights import VARIABLE
 
 POLL = 1.0  # seconds between looks at the running cases
 RETRIES = 10  # of a case whose worker or node was lost; it goes on from its last checkpoint
+KNOCK_SECONDS = 10.0  # that a cluster has to answer
 PROBE_SECONDS = 120.0  # that a node has to answer
 MARKER = Path("cases") / ".marker"
 
@@ -57,10 +59,18 @@ def _connected(address: str) -> Any:
     except ImportError as error:
         raise UserError("--ray needs Ray: pip install 'oneshotgan[ray]'") from error
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError or ValueError if nothing listens there; Ray itself would try for minutes."""
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 def _check_nodes(ray: Any, out: Path, token: str, timed: bool) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,7 +171,9 @@ def test_a_folder_keeps_to_one_suite_and_its_facts(
     assert outcome.error == f"{out} belongs to the suite s.toml: choose another --out"
 
 
-def test_two_benchmarks_in_one_folder_are_refused(workdir: Path, command: Command, with_weights: Path) -> None:
+def test_two_benchmarks_in_one_folder_are_refused(
+    workdir: Path, command: Command, with_weights: Path
+) -> None:
     (workdir / "out" / "cases").mkdir(parents=True)
     with FileLock(workdir / "out" / "cases" / ".lock"):
         outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
@@ -198,6 +201,18 @@ def test_missing_weights_are_told_before_anything_is_trained(
     outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
     assert "ONESHOTGAN_WEIGHTS" in outcome.error
     assert not list(Path("out").iterdir())
+
+
+def test_ray_is_asked_for_only_when_it_is_used(
+    workdir: Path, command: Command, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    suite = write_suite(Path("s.toml"))
+    outcome = command("benchmark", suite, "--out", "out", "--ray", "auto")
+    assert outcome.late_error == "--ray needs Ray: pip install 'oneshotgan[ray]'"
+    assert command("benchmark", suite, "--out", "out", "--gpus", 1).error == "--gpus belongs to --ray"
+    both = command("benchmark", suite, "--out", "out", "--ray", "auto", "--workers", 2)
+    assert both.error == "--workers is for this machine, --ray for a cluster: give one of them"
 
 
 # --- what fails, and what is killed ---

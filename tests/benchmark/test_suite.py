@@ -125,12 +125,12 @@ def test_data_takes_the_place_of_root(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, "seeds: must be a list of whole numbers from 0, each once, not [1, 1]"),
         ({"seeds": []}, "seeds: must be a list of whole numbers from 0, each once, not []"),
         ({"settings": ["photo"]}, "settings: must be a list of image and video, each once, not ['photo']"),
-        ({"size": "64"}, 'size: must be a text like "320x192", width first, sides from 32 to 8192, not \'64\''),
+        ({"size": 64}, 'size: must be a text like "320x192", width first, sides from 32 to 8192, not 64'),
         ({"protocol": "old"}, "protocol: must be paper or released, not 'old'"),
         ({"preset": "large"}, "preset: must be preview or paper, not 'large'"),
         ({"methods": {}}, "methods: must be tables [methods.NAME], not {}"),
         ({"methods": {"gan": {}}}, "methods.gan: unknown method: choose oneshot, singan, fastgan"),
-        ({"methods": {"oneshot": {"steps": 3}}}, "methods.oneshot.steps: is said for all methods: the budget"),
+        ({"methods": {"singan": {"steps": 3}}}, "methods.singan.steps: is said for all methods: the budget"),
         ({"methods": {"oneshot": {"seed": 3}}}, "methods.oneshot.seed: is said for all methods: seeds"),
         (
             {"methods": {"singan": {"ema_decay": 0.9}}},
@@ -150,7 +150,9 @@ def test_data_takes_the_place_of_root(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_names_the_entry(tmp_path: Path, entries: dict[str, object], line: str) -> None:
+def test_a_mistake_is_one_line_that_names_the_entry(
+    tmp_path: Path, entries: dict[str, object], line: str
+) -> None:
     media.write_png(tmp_path / "one.png", scene())
     path = write_suite(tmp_path / "s.toml")
     path = write_suite(tmp_path / "s.toml", **entries)  # type: ignore[arg-type]
@@ -170,7 +172,9 @@ def test_all_mistakes_are_told_at_once(workdir: Path, command: Command, with_wei
 
 
 def test_no_such_suite_and_no_toml(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no suite gone: name a TOML file, or one of smoke, table1, table1-davis"):
+    with pytest.raises(
+        UserError, match=r"no suite gone: name a TOML file, or one of smoke, table1, table1-davis"
+    ):
         load_suite("gone")
     (tmp_path / "s.toml").write_text("sources = [")
     with pytest.raises(UserError, match="cannot read the suite"):
