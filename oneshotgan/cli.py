@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from oneshotgan import __version__, config
-from oneshotgan.errors import UserError, one_line
+from oneshotgan.errors import UserError, UserErrors, one_line
 
 ANIMATIONS = (".gif", ".webp", ".mp4")
 LARGEST_SHEET = 1024  # images in one contact sheet
@@ -267,6 +267,65 @@ def evaluate(
 
 
 @app.command
+def benchmark(
+    suite: str,
+    /,
+    *,
+    out: Path,
+    data: Path | None = None,
+    workers: Whole = 1,
+    ray: str | None = None,
+    gpus: float | None = None,
+) -> None:
+    """Train and measure every case of a suite. The same command again skips what is finished.
+
+    Parameters
+    ----------
+    suite
+        A TOML file, or one that comes with the package: smoke, table1, table1-davis.
+    out
+        The folder for the run directories, one a case.
+    data
+        The folder below which the suite's sources lie.
+    workers
+        Cases at a time on this machine, one thread each.
+    ray
+        The address of a Ray cluster to run the cases on instead; auto finds one that runs here.
+    gpus
+        With --ray: GPUs per case, 0.5 for example; by default 1 where the cluster has any.
+    """
+    from oneshotgan.benchmark.runner import run_suite
+
+    if ray is None and gpus is not None:
+        raise UserError("--gpus belongs to --ray")
+    if ray is not None and workers != 1:
+        raise UserError("--workers is for this machine, --ray for a cluster: give one of them")
+    run_suite(suite, _made(out), data, workers=workers, ray_address=ray, gpus=gpus, say=_say)
+    print(out)
+
+
+@app.command
+def table(
+    folder: Path,
+    /,
+    *,
+    format: Literal["markdown", "csv", "latex", "json"] = "markdown",
+) -> None:
+    """Print the table of a benchmark: methods by settings by figures, the paper's beside ours.
+
+    Parameters
+    ----------
+    folder
+        The --out of oneshotgan benchmark.
+    format
+        markdown, csv, latex or json.
+    """
+    from oneshotgan.benchmark.table import write_table
+
+    print(_plain(write_table(folder, format)))
+
+
+@app.command
 def report(*runs: Path, out: Path = Path("report.html")) -> None:
     """Write one page about runs, side by side: samples, nearest training images, figures, curves.
 
@@ -350,6 +409,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as it is, whatever its bytes
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+    except UserErrors as error:
+        _fail(*error.lines)
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:
@@ -360,8 +421,9 @@ def main() -> None:
         sys.exit(0)
 
 
-def _fail(message: str) -> None:
-    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
+def _fail(*messages: str) -> None:
+    for message in messages:
+        print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

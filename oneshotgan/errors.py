@@ -13,3 +13,11 @@ class UserError(Exception):
     The message is one line that says what is wrong and what to do. The command prints it as
     ``error: <message>`` on stderr and exits with code 2; from Python it is an ordinary exception.
     """
+
+
+class UserErrors(UserError):
+    """Several of them, found together; the command prints one line for each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines

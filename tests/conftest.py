@@ -278,6 +278,36 @@ def run_command(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def write_suite(path: Path, methods: dict[str, dict[str, Any]] | None = None, **entries: Any) -> Path:
+    """A suite of the smallest trainings on ``clip``, a folder of frames that is made beside it.
+
+    Args:
+        methods: settings by method, beside those that make it small; by default One-Shot GAN alone.
+        entries: of the suite; None takes one away.
+    """
+    import tomli_w
+
+    from oneshotgan import media
+
+    clip = path.parent / "clip"
+    if not clip.exists():
+        clip.mkdir()
+        for index in range(5):
+            media.write_png(clip / f"{index:05d}.png", scene(seed=index))
+    often = {"precision": "fp32", "short_size": 32, "log_every": 1, "checkpoint_every": 2}
+    small: dict[str, dict[str, Any]] = {
+        "oneshot": {"base_width": 4},
+        "singan": {"base_width": 4, "min_size": 12, "scales": 3},
+        "fastgan": {"base_width": 4, "batch_size": 2},
+    }
+    named = {"oneshot": {}} if methods is None else methods
+    chosen = {name: often | small.get(name, {}) | own for name, own in named.items()}
+    suite = {"sources": ["clip"], "settings": ["image"], "preset": "preview", "steps": 4, "samples": 3}
+    content = suite | {"methods": chosen} | entries
+    path.write_text(tomli_w.dumps({name: value for name, value in content.items() if value is not None}))
+    return path
+
+
 def list_tree(folder: Path) -> Tree:
     """See the fixture `tree`."""
     found = {}

@@ -10,7 +10,7 @@ What a file holds is decided by its content, never by its suffix: Pillow is aske
 """
 
 from oneshotgan.media.reading import read_frames, source_checksum, source_name
-from oneshotgan.media.shots import Frames
+from oneshotgan.media.shots import Frames, resized
 from oneshotgan.media.writing import contact_sheet, encode_png, write_animation, write_png
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "contact_sheet",
     "encode_png",
     "read_frames",
+    "resized",
     "source_checksum",
     "source_name",
     "write_animation",

@@ -171,6 +171,11 @@ def scaled(image: Image.Image, size: Size, cover: Size | None = None) -> Array:
     return np.array(image, dtype=np.uint8)
 
 
+def resized(images: Array, size: Size) -> Array:
+    """(N, H, W, 3) uint8 images at another size, antialiased."""
+    return np.stack([scaled(Image.fromarray(image), size) for image in images])
+
+
 def shown(path: Path | str) -> str:
     """A path as one printable line, whatever characters its name has."""
     return one_line(path)

@@ -40,6 +40,8 @@ def evaluate_run(
     released: bool = False,
     inception: str = "torchvision",
     device: str = "auto",
+    size: tuple[int, int] | None = None,
+    real: Path | str | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """The figures of a run's samples (seeds 0 … count − 1); written to its ``metrics.json`` and given back.
@@ -48,6 +50,8 @@ def evaluate_run(
         step: a snapshot instead of the newest model; the file is then ``metrics-step-000500.json``.
         released: also as the released program computes them.
         inception: weights for SIFID, "torchvision" (as the paper) or "fid".
+        size: (height, width) that samples and real images are scaled to; None for the run's own.
+        real: with `size`: the run's source, for real images that were not made small and large again.
         say: told, one line each, what is left out and why.
 
     Raises:
@@ -58,9 +62,11 @@ def evaluate_run(
     gan = OneShotGAN.from_pretrained(path, step)
     with memory_errors(_LESS_MEMORY):
         started = time.monotonic()
-        networks, reference, where = _prepare(_reals(run), inception, device, say)
-        fake = torch.from_numpy(gan.to(where).sample(seeds))
-        measured = measure(fake, reference, networks, released)
+        reals = _reals(run) if size is None else _reals_at(size, run, real)
+        networks, reference, where = _prepare(reals, inception, device, say)
+        fake = gan.to(where).sample(seeds)
+        samples = torch.from_numpy(fake if size is None else media.resized(fake, size))
+        measured = measure(samples, reference, networks, released)
         content = _content(measured, gan.step, [0, count - 1], started)
     name = "metrics.json" if step is None else f"metrics-step-{step:06d}.json"
     incomplete = networks.stem is None or networks.lpips is None
@@ -231,6 +237,14 @@ def _reals(run: Run) -> np.ndarray:
     frames = run.frames()
     chosen: np.ndarray = frames[spread(len(frames), MAX_REALS)]
     return chosen
+
+
+def _reals_at(size: tuple[int, int], run: Run, real: Path | str | None) -> np.ndarray:
+    """The training images at another size, from their source if it is given."""
+    if real is None:
+        return media.resized(_reals(run), size)
+    count = min(run.settings.data.max_frames, MAX_REALS)
+    return media.read_frames(real, lambda _: size, count).images
 
 
 def _prepare(

@@ -1,0 +1,90 @@
+"""One line of progress per running case: a live board in a terminal, now and then a line in a log file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from oneshotgan.errors import UserError, one_line
+from oneshotgan.run import Run
+
+EVERY = 30.0  # seconds between the lines of a case in a log file
+_TAIL = 4096  # bytes of stats.jsonl that hold its last line
+
+
+class Board:
+    """Shows how far the running cases are, from their run directories alone. Use as a context manager."""
+
+    def __init__(self, out: Path, say: Callable[[str], None]) -> None:
+        self.out, self.say = out, say
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Board:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def show(self, running: Sequence[str]) -> None:
+        """Bring the board up to date; `running` are the names of the cases to show."""
+        if self.console.is_terminal:
+            lines = [Text(f"{name}: {progress(self.out / name)}", overflow="ellipsis") for name in running]
+            self.live.update(Group(*lines), refresh=True)
+            return
+        now = time.monotonic()
+        for name in running:
+            if now - self._said.setdefault(name, now) >= EVERY:
+                self._said[name] = now
+                self.line(f"{name}: {progress(self.out / name)}")
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self.console.is_terminal:
+            self.live.console.print(one_line(text), markup=False, emoji=False, soft_wrap=True)
+        else:
+            self.say(text)
+
+
+def progress(path: Path) -> str:
+    """How far the run at `path` is, in a few words."""
+    try:
+        steps = Run.open(path).settings.training.steps
+    except UserError:
+        return "about to begin"
+    last = last_stats(path)
+    step = last.get("step", 0)
+    if step >= steps:
+        return f"{steps} steps, figures are measured"
+    seconds = f", {last['seconds']:.0f} s" if "seconds" in last else ""
+    return f"step {step}/{steps}{seconds}"
+
+
+def last_stats(path: Path) -> dict[str, Any]:
+    """The last whole line of a run's stats.jsonl; empty if there is none."""
+    try:
+        with open(path / "stats.jsonl", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    for text in reversed(lines):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            return line
+    return {}

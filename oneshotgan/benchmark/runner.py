@@ -1,0 +1,182 @@
+"""The cases of a suite, on local processes or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from oneshotgan.benchmark.board import Board
+from oneshotgan.benchmark.case import fail, finished, note, read, recorded, run_case
+from oneshotgan.benchmark.suite import Case, load_suite
+from oneshotgan.errors import UserError, UserErrors
+from oneshotgan.files import storage_errors
+from oneshotgan.machine import available_cores
+from oneshotgan.metrics.figures import Networks
+
+POLL = 1.0  # seconds between looks at the running cases
+GRACE = 30.0  # seconds in which a process that is to end may write its checkpoint
+
+
+def run_suite(
+    suite: Path | str,
+    out: Path | str,
+    data: Path | str | None = None,
+    *,
+    workers: int = 1,
+    ray_address: str | None = None,
+    gpus: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train and measure every case of a suite into ``out/<case>/``; what is finished is skipped.
+
+    Args:
+        suite: a TOML file, or the name of one that comes with the package.
+        out: an existing folder.
+        data: the folder below which the sources lie.
+        workers: processes on this machine at a time.
+        ray_address: of a Ray cluster to use instead.
+        gpus: per case, on the cluster; None for 1 where it has any.
+        say: told the progress, line by line.
+
+    Raises:
+        UserError: no such suite, mistakes in it, other cases of the same names in `out`, missing weights.
+        UserErrors: cases failed; one line for each, after all others were done.
+    """
+    out = Path(out).absolute()
+    cases = load_suite(suite, data)
+    _check_workers(workers, cases)
+    Networks.load("torchvision", "cpu")  # missing weights are told now, not after hours
+    with storage_errors(out):
+        (out / "cases").mkdir(exist_ok=True)
+    try:
+        lock = FileLock(out / "cases" / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another benchmark writes {out}: wait for it, or choose another --out") from None
+    with lock:
+        _put_on_record(out, cases)
+        waiting = [case for case in cases if not finished(out, case)]
+        for case in waiting:
+            note(out, case, node=None, failure=None, traceback=None)  # of an earlier start
+        say(f"{len(cases)} cases, {len(cases) - len(waiting)} of them finished: {out}")
+        with Board(out, say) as board:
+            try:
+                if ray_address is None:
+                    failures = run_local(out, waiting, workers, board)
+                else:
+                    from oneshotgan.benchmark.cluster import run_on_ray
+
+                    failures = run_on_ray(out, waiting, ray_address, gpus, board)
+            except KeyboardInterrupt:
+                board.line("stopped; the same command goes on from there")
+                raise
+    if failures:
+        raise UserErrors([f"{name}: {reason}" for name, reason in failures.items()])
+
+
+def _check_workers(workers: int, cases: Sequence[Case]) -> None:
+    if workers < 1:
+        raise UserError(f"--workers must be 1 or more, not {workers}")
+    cores = available_cores()
+    if workers > cores and any(case.seconds is not None for case in cases):
+        raise UserError(
+            f"the suite counts seconds, and {workers} workers would share {cores} cores: "
+            f"--workers {cores} at most"
+        )
+
+
+def _put_on_record(out: Path, cases: Sequence[Case]) -> None:
+    """Write the record of each case that has none.
+
+    Raises:
+        UserError: the folder belongs to another suite.
+        UserErrors: it has another case of the same name.
+    """
+    mistakes = []
+    for name in recorded(out):
+        suite = read(out, name).get("facts", {}).get("suite", cases[0].suite)
+        if suite != cases[0].suite:
+            raise UserError(f"{out} belongs to the suite {suite}: choose another --out")
+    for case in cases:
+        facts, known = case.facts(), read(out, case.name).get("facts")
+        if known is None:
+            note(out, case)
+        elif known != facts:
+            name = next(n for n in facts if known.get(n) != facts[n])
+            mistakes.append(
+                f"{case.name}: {out} has it with {name} {known.get(name)}, not {facts[name]}: "
+                "choose another --out"
+            )
+    if mistakes:
+        raise UserErrors(mistakes)
+
+
+# --- local processes ---
+
+
+def run_local(out: Path, cases: Sequence[Case], workers: int, board: Board) -> dict[str, str]:
+    """Each case in a process of its own, `workers` at a time; gives the failures by the cases' names.
+
+    A fresh process per case: none has another one's memory, and one that is killed is one case's loss.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    waiting, failures = list(reversed(cases)), dict[str, str]()
+    running: dict[SpawnProcess, Case] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                case = waiting.pop()
+                process = spawn.Process(target=_work, args=(out, case), name=case.name)
+                process.start()
+                running[process] = case
+            board.show([case.name for case in running.values()])
+            connection.wait([process.sentinel for process in running], timeout=POLL)
+            for process in [process for process in running if not process.is_alive()]:
+                case = running.pop(process)
+                if reason := _ended(out, case, process.exitcode):
+                    failures[case.name] = reason
+                board.line(f"{case.name}: {f'failed: {reason}' if reason else 'finished'}")
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(GRACE)
+            process.kill()
+    return failures
+
+
+def _ended(out: Path, case: Case, code: int | None) -> str | None:
+    """Why the process of a case ended before the case was finished; None if it was."""
+    if code == 0 and finished(out, case):
+        return None
+    if code == 0:
+        return str(read(out, case.name).get("failure", "its run was changed while it ran"))
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return fail(out, case, f"its process {how}; the same command goes on from its last checkpoint")
+
+
+def _work(out: Path, case: Case) -> None:
+    """What the process of a case does."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # Ctrl-C goes to the benchmark, which ends this process in good order
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_case(out, case)
+
+
+def _end_with_parent() -> None:
+    """When the benchmark is killed, stop training as if asked to: with a checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)

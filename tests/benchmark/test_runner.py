@@ -1,0 +1,302 @@
+"""The runner on this machine: every case once, whatever fails or is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Command, Tree, scene, write_suite
+from filelock import FileLock
+from safetensors.numpy import load_file
+
+from oneshotgan import media
+from oneshotgan.benchmark import case as case_module
+from oneshotgan.benchmark import runner
+from oneshotgan.benchmark.board import progress
+from oneshotgan.benchmark.case import finished, read, run_case
+from oneshotgan.benchmark.suite import load_suite
+from oneshotgan.run import Run
+
+Start = Callable[..., subprocess.Popen[str]]
+METHODS: dict[str, dict[str, Any]] = {"oneshot": {}, "singan": {}, "fastgan": {}}
+CASE = "clip-image-oneshot-seed0"
+
+
+@pytest.fixture(scope="session")
+def benchmarked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path, command: Command) -> Path:
+    """``out`` of a suite of two settings and three methods, and what the command said; for reading only.
+
+    FastGAN's cases fail: its reconstruction loss wants weights that are not there.
+    """
+    folder = tmp_path_factory.mktemp("benchmarked")
+    suite = write_suite(folder / "s.toml", METHODS, settings=["image", "video"], size="40x32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHOTGAN_WEIGHTS", str(random_weights))
+        outcome = command("benchmark", suite, "--out", folder / "out", "--workers", "2")
+    (folder / "said.json").write_text(json.dumps([outcome.code, outcome.out, outcome.err]))
+    return folder
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come"
+        time.sleep(0.02)
+
+
+def is_locked(path: Path) -> bool:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return True
+    lock.release()
+    return False
+
+
+def step_of(path: Path) -> int:
+    return max(Run(path).checkpoint_steps(), default=0)
+
+
+# --- all cases ---
+
+
+def test_every_case_is_a_finished_run_with_its_figures(benchmarked: Path) -> None:
+    out = benchmarked / "out"
+    for name in ("clip-image-oneshot-seed0", "clip-video-oneshot-seed0", "clip-image-singan-seed0"):
+        run = Run.open(out / name)
+        assert run.checkpoint_steps()[-1] == run.settings.training.steps == 4
+        assert run.settings.machine.threads == 1
+        figures = json.loads((out / name / "metrics.json").read_text())["figures"]
+        assert {(tuple(figure["size"]), figure["count"]) for figure in figures} == {((32, 40), 3)}
+
+
+def test_image_is_the_middle_frame_and_video_all_of_them(benchmarked: Path) -> None:
+    one = Run.open(benchmarked / "out" / "clip-image-oneshot-seed0").frames()
+    every = Run.open(benchmarked / "out" / "clip-video-oneshot-seed0").frames()
+    assert (len(one), len(every)) == (1, 5)
+    assert np.array_equal(one[0], every[2])
+    assert not np.array_equal(one[0], every[0])
+
+
+def test_a_failure_is_one_line_and_the_others_go_on(benchmarked: Path) -> None:
+    code, out, err = json.loads((benchmarked / "said.json").read_text())
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == [
+        "clip-image-fastgan-seed0",
+        "clip-video-fastgan-seed0",
+    ]
+    assert all("FastGAN's reconstruction loss needs weights" in line for line in errors)
+    assert "reconstruction loss" in read(benchmarked / "out", "clip-image-fastgan-seed0")["failure"]
+    assert err.count(": finished") == 4
+
+
+def test_what_is_finished_is_skipped(
+    benchmarked: Path, tmp_path: Path, command: Command, with_weights: Path, tree: Callable[[Path], Tree]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(benchmarked, folder)
+    suite = write_suite(folder / "s.toml", {"oneshot": {}, "singan": {}}, settings=["image", "video"],
+                        size="40x32")  # fmt: skip
+    before = tree(folder / "out")
+    outcome = command("benchmark", suite, "--out", folder / "out")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == f"4 cases, 4 of them finished: {folder / 'out'}\n"
+    assert tree(folder / "out") == before
+
+
+def test_the_real_images_come_from_the_source_at_the_size_of_the_figures(
+    benchmarked: Path, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oneshotgan.metrics import evaluate
+
+    seen: list[np.ndarray] = []
+    of = evaluate.Reference.of
+
+    def noting(images: Any, *rest: Any) -> Any:
+        seen.append(images.numpy())
+        return of(images, *rest)
+
+    monkeypatch.setattr(evaluate.Reference, "of", noting)
+    monkeypatch.setattr(evaluate, "write_json", lambda *_: None)
+    out, case = benchmarked / "out", load_suite(benchmarked / "s.toml")[0]
+    evaluate.evaluate_run(out / case.name, 2, size=(48, 64), real=case.path)
+    assert np.array_equal(seen[0], scene(seed=2)[None])
+    evaluate.evaluate_run(out / case.name, 2, size=(48, 64))
+    assert np.array_equal(seen[1], media.resized(Run.open(out / case.name).frames(), (48, 64)))
+
+
+@pytest.mark.parametrize("change", ["samples", "size", "step", "gone", "torn"])
+def test_a_case_is_finished_only_with_the_figures_it_should_have(
+    benchmarked: Path, tmp_path: Path, change: str
+) -> None:
+    case = load_suite(benchmarked / "s.toml")[0]
+    shutil.copytree(benchmarked / "out" / CASE, tmp_path / CASE)
+    assert finished(tmp_path, case)
+    path = tmp_path / CASE / "metrics.json"
+    content = json.loads(path.read_text())
+    if change in ("samples", "size"):
+        content["figures"][1] |= {"count": 2} if change == "samples" else {"size": [32, 41]}
+    content["step"] -= change == "step"
+    text = json.dumps(content)
+    path.write_text(text[:50] if change == "torn" else text)
+    if change == "gone":
+        path.unlink()
+    assert not finished(tmp_path, case)
+
+
+# --- refusals ---
+
+
+def test_a_folder_keeps_to_one_suite_and_its_facts(
+    benchmarked: Path, tmp_path: Path, command: Command, with_weights: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(benchmarked, folder)
+    out, suite = folder / "out", write_suite(folder / "s.toml", size="40x32", samples=4)
+    outcome = command("benchmark", suite, "--out", out)
+    assert outcome.error == f"{CASE}: {out} has it with samples 3, not 4: choose another --out"
+    outcome = command("benchmark", write_suite(folder / "t.toml"), "--out", out)
+    assert outcome.error == f"{out} belongs to the suite s.toml: choose another --out"
+
+
+def test_two_benchmarks_in_one_folder_are_refused(
+    workdir: Path, command: Command, with_weights: Path
+) -> None:
+    (workdir / "out" / "cases").mkdir(parents=True)
+    with FileLock(workdir / "out" / "cases" / ".lock"):
+        outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
+    assert outcome.error.startswith(f"another benchmark writes {workdir / 'out'}")
+
+
+def test_workers_share_no_core_while_seconds_count(
+    workdir: Path, command: Command, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "available_cores", lambda: 2)
+    monkeypatch.setattr(runner, "run_local", lambda *_: {})
+    timed = write_suite(Path("t.toml"), steps=None, seconds=5)
+    assert "3 workers would share 2 cores" in command("benchmark", timed, "--out", "t", "--workers", 3).error
+    assert command("benchmark", timed, "--out", "t", "--workers", 2).code == 0
+    counted = write_suite(Path("s.toml"))
+    assert command("benchmark", counted, "--out", "s", "--workers", 3).code == 0
+    assert "--workers must be 1 or more" in command("benchmark", counted, "--out", "s", "--workers", 0).error
+
+
+def test_missing_weights_are_told_before_anything_is_trained(
+    workdir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workdir / "empty").mkdir()
+    monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(workdir / "empty"))
+    outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
+    assert "ONESHOTGAN_WEIGHTS" in outcome.error
+    assert not list(Path("out").iterdir())
+
+
+def test_ray_is_asked_for_only_when_it_is_used(
+    workdir: Path, command: Command, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    suite = write_suite(Path("s.toml"))
+    outcome = command("benchmark", suite, "--out", "out", "--ray", "auto")
+    assert outcome.late_error == "--ray needs Ray: pip install 'oneshotgan[ray]'"
+    assert command("benchmark", suite, "--out", "out", "--gpus", 1).error == "--gpus belongs to --ray"
+    both = command("benchmark", suite, "--out", "out", "--ray", "auto", "--workers", 2)
+    assert both.error == "--workers is for this machine, --ray for a cluster: give one of them"
+
+
+# --- what fails, and what is killed ---
+
+
+def test_an_unexpected_failure_keeps_its_traceback(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(case_module, "train", broken)
+    (case,) = load_suite(write_suite(Path("s.toml")))
+    (workdir / "cases").mkdir()
+    assert run_case(workdir, case) == "ZeroDivisionError: by zero"
+    record = read(workdir, CASE)
+    assert record["failure"] == "ZeroDivisionError: by zero"
+    assert "in broken" in record["traceback"]
+
+
+def test_seconds_are_planned_once_and_a_killed_benchmark_goes_on(
+    workdir: Path, start: Start, command: Command, with_weights: Path
+) -> None:
+    suite = write_suite(Path("s.toml"), steps=None, seconds=2)
+    path, words = workdir / "out" / CASE, ("benchmark", suite, "--out", "out")
+
+    # Killed when the training is under way: its process ends, too, and frees the case.
+    process = start(*words)
+    wait_for(lambda: step_of(path) >= 4, "a checkpoint")
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_locked(path.parent / "cases" / f".{CASE}.lock"), "the end of the worker")
+    before = step_of(path)
+    planned = read(path.parent, CASE)["plan"]["steps"]
+    assert before < planned
+    assert progress(path).startswith(f"step {before}/{planned}")
+    assert not (path / "metrics.json").exists()
+
+    # Started again, it goes on to the same number of steps, with the same weights as without a break.
+    outcome = command(*words)
+    assert outcome.code == 0, outcome.err
+    assert step_of(path) == planned
+    given = load_suite(suite)[0].settings()
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    whole = ("train", "clip", "--out", "whole", "--preset", "preview", "--steps", planned, *flags)
+    assert command(*whole).code == 0
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (path, Path("whole")))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_killed_worker_is_one_failure_and_its_case_goes_on(
+    workdir: Path, start: Start, command: Command, with_weights: Path
+) -> None:
+    suite = write_suite(Path("s.toml"), {"oneshot": {"checkpoint_every": 7}}, steps=150)
+    path, words = workdir / "out" / CASE, ("benchmark", suite, "--out", "out")
+    process = start(*words)
+    wait_for(lambda: step_of(path) >= 7, "a checkpoint")
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    failure = f"error: {CASE}: its process was killed by signal 9; the same command goes on"
+    assert err.splitlines()[-1].startswith(failure)
+    reached = step_of(path)
+    assert 7 <= reached < 150
+
+    process = start(*words, start_new_session=True)
+    wait_for(lambda: step_of(path) > reached, "a later checkpoint")
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of a terminal
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on" in err
+    first = [json.loads(line)["step"] for line in (path / "stats.jsonl").read_text().splitlines()]
+    assert first == list(range(1, len(first) + 1))
+    assert step_of(path) == first[-1]  # Ctrl-C wrote a checkpoint
+
+
+def children(parent: int) -> list[int]:
+    """The processes that `parent` started to train in."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            words = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and "spawn_main" in words:
+            found.append(int(entry.name))
+    return found
