@@ -265,7 +265,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
         check_field(name, value, config.method)
     config = _apply(config, changes)
     if config.training.steps == 0 and config.method != "singan":
-        raise UserError("steps must be 1 or more: only SinGAN has a number of its own")
+        raise UserError("steps must be 1 or more, not 0: only SinGAN has a number of its own")
     if not isinstance(config.model, OneShotConfig):
         return config
     if config.model.coarse_steps and config.model.low_level_blocks == 1:

@@ -14,7 +14,8 @@ ASPECT = 1.25
 
 def smooth_images(count: int, height: int = 64, width: int = 80) -> torch.Tensor:
     """Images without detail finer than a coarse pixel, so that scales can be compared."""
-    coarse = torch.randn(count, 3, height // 16, width // 16)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(count, 3, height // 16, width // 16, generator=generator)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 

@@ -59,7 +59,7 @@ def test_the_configuration_is_resolved_and_tells_the_source(trained_once: Path, 
     assert content["method"] == "oneshot"
     assert content["preset"] == "preview"
     assert {section: sorted(values) for section, values in content.items() if section in config.SECTIONS} == {
-        section: sorted(name for name, (where, _) in config.FIELDS.items() if where == section)
+        section: sorted(name for name, (where, _) in config.fields("oneshot").items() if where == section)
         for section in config.SECTIONS
     }
     assert content["training"]["steps"] == 8
