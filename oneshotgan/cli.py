@@ -350,6 +350,7 @@ def settings(
     /,
     *,
     method: str = "oneshot",
+    clip: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Print a preset's settings as TOML, to edit and give to train --config.
@@ -360,10 +361,12 @@ def settings(
         preview or paper.
     method
         oneshot, singan or fastgan.
+    clip
+        Those for a clip, where they differ from those for a photo.
     as_json
         Print JSON instead.
     """
-    chosen = config.preset(preset, method)
+    chosen = config.preset(preset, method, clip)
     print(json.dumps(config.to_dict(chosen), indent=2) if as_json else config.to_toml(chosen), end="")
 
 

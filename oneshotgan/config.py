@@ -222,7 +222,9 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate_g": 5e-4,
             "learning_rate_d": 5e-4,
             "ema_decay": 0.999,
-            "steps": 8500,
+            "diversity_weight": 0.4,
+            "augment_probability": 0.3,
+            "steps": 10_000,
         },
     },
     "singan": {
@@ -234,15 +236,24 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "preview": {"short_size": 64, "batch_size": 8, "resolution": 64, "base_width": 16, "steps": 4000},
     },
 }
+# And what differs again where the source is a clip, whose frames vary by themselves.
+_CLIP_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("oneshot", "preview"): {"diversity_weight": 0.15, "augment_probability": 0.7, "steps": 9500},
+}
 
 
-def preset(name: str, method: str = "oneshot") -> Config:
-    """The settings of a method's preset, ``preview`` (made for a CPU) or ``paper``."""
+def preset(name: str, method: str = "oneshot", clip: bool = False) -> Config:
+    """The settings of a method's preset, ``preview`` (made for a CPU) or ``paper``.
+
+    Args:
+        clip: for several frames, not for one photo.
+    """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose {' or '.join(PRESETS)}")
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose {', '.join(METHODS)}")
-    return _apply(_defaults(method, name), _PRESETS[method][name])
+    of_clips = _CLIP_PRESETS.get((method, name), {}) if clip else {}
+    return _apply(_defaults(method, name), _PRESETS[method][name] | of_clips)
 
 
 def _defaults(method: str, preset: str) -> Config:

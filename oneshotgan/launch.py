@@ -106,6 +106,9 @@ def _begin(
     frames = media.read_frames(
         source, lambda size: method.training_size(size, settings), settings.data.max_frames
     )
+    if len(frames.images) > 1:
+        clip = config.preset(settings.preset, settings.method, clip=True)
+        settings = config.with_overrides(clip, given)
     settings = method.planned(settings, frames.source_size)
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)

@@ -172,3 +172,16 @@ def test_a_settings_file_and_a_flag_must_agree_on_the_preset(photo: Path, comman
     refused = command("train", photo, "--config", "mine.toml", "--preset", "paper")
     assert "--preset" in refused.error
     assert not Path("runs").exists()
+
+
+def test_a_clip_gets_the_settings_of_clips_and_flags_win(workdir: Path, train: Command) -> None:
+    folder = Path("clip")
+    folder.mkdir()
+    for k in range(3):
+        (folder / f"{k}.png").write_bytes(png_bytes(scene(32, 40, k)))
+    assert train(folder, "--steps", 1, "--out", "clip-run").code == 0
+    assert train(folder / "0.png", "--steps", 1, "--out", "photo-run").code == 0
+    assert train(folder, "--steps", 1, "--out", "own", "--diversity-weight", 0.3).code == 0
+    strengths = [Run.open(run).settings.model.diversity_weight for run in ("clip-run", "photo-run", "own")]
+    assert strengths == [0.15, 0.4, 0.3]
+    assert train(folder, "--steps", 2, "--out", "clip-run").code == 0
