@@ -12,7 +12,7 @@ within the standard deviation of the baseline's seeds.
 
 The baseline, `prototype`, is what a plain prototype once showed to work: base width 16, learning rates 5e-4,
 batches of 5, moving average 0.999, all else as in the paper; 10 minutes on a photo, 15 on a clip. The preset
-`preview` has taken its settings.
+`preview` has its settings for clips.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gentle-batch-8": GENTLE | {"batch_size": 8},
     "gentle-width-12": GENTLE | {"base_width": 12},
     "gentle-width-24": GENTLE | {"base_width": 24},
-    "gentle-diversity-0.4": GENTLE | {"diversity_weight": 0.4},  # the preset before it took logit_scale 4
+    "gentle-diversity-0.4": GENTLE | {"diversity_weight": 0.4},  # the preset, for a photo
     "gentle-diversity-released": GENTLE | {"diversity_norm": "released"},
     "gentle-beta1-0": GENTLE | {"adam_beta1": 0.0, "adam_beta2": 0.99},
     "gentle-beta2-0.99": GENTLE | {"adam_beta2": 0.99},
