@@ -177,7 +177,8 @@ def test_learning_rates_stay_and_then_fall_with_the_root_of_the_step() -> None:
 
 
 def test_augmentation_grows_to_its_probability_and_stays() -> None:
-    one, whole = method(augment_ramp_steps=100, batch_size=200), method(batch_size=200)
+    given = {"augment_probability": 0.7, "batch_size": 200}
+    one, whole = method(augment_ramp_steps=100, **given), method(**given)
 
     def moved(which: OneShot, step: int) -> int:
         identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
