@@ -417,7 +417,7 @@ def _located(name: str, value: Any, where: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
+        return any(type(value) is type(option) and value == option for option in typing.get_args(hint))
     if isinstance(hint, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
     if hint is float:

@@ -65,14 +65,18 @@ def train(
         raise UserError(f"{config_file} holds the preset {choices['preset']}: leave out --preset {preset}")
     config.parse(choices | given)  # a bad setting is told before a bad source
     path = Path(out) if out is not None else _default_out(source, choices.get("method", "oneshot"))
-    with joined() as group, memory_errors(_LESS_MEMORY), neighbours.present(), ExitStack() as held:
+    device = given.get("device", "auto")
+    with joined(device) as group, memory_errors(_LESS_MEMORY), neighbours.present(), ExitStack() as held:
         reporter = held.enter_context(Reporter(quiet or not group.first))
         ready = None
-        if group.first:
-            prepare = _continue if Run.exists(path) else _begin
-            ready = prepare(path, source, choices, given, reporter, group, held)
+        with group.together():
+            if group.first:
+                prepare = _continue if Run.exists(path) else _begin
+                ready = prepare(path, source, choices, given, reporter, group, held)
         if group.agreed(int(ready is not None)):
-            _fit(ready or _join(path, choices, given, group), reporter, group)
+            with group.together():
+                ready = ready or _join(path, choices, given, group)
+            _fit(ready, reporter, group)
     return path
 
 
@@ -110,6 +114,7 @@ def _begin(
         clip = config.preset(settings.preset, settings.method, clip=True)
         settings = config.with_overrides(clip, given)
     settings = method.planned(settings, frames.source_size)
+    method.check(settings, group)
     networks = _networks(settings, machine)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
@@ -140,13 +145,14 @@ def _continue(
     """None if the run is finished."""
     run = Run.open(path)
     held.enter_context(run.locked())
-    settings = _extended(run.settings, choices, given)
+    settings = _extended(run, choices, given)
     _check_source(run, source, reporter)
     newest = max(run.checkpoint_steps(), default=0)
     if newest >= settings.training.steps:
         extend = "; more --steps would extend it" if METHODS[settings.method].extensible else ""
         reporter.line(f"{run.path} is finished: {newest} steps{extend}")
         return None
+    METHODS[settings.method].check(settings, group)
     machine = choose(settings.machine, METHODS[settings.method].precisions, group.size)
     networks = _networks(settings, machine)
     frames = run.frames()
@@ -167,7 +173,7 @@ def _continue(
 def _join(path: Path, choices: Mapping[str, str], given: Mapping[str, Any], group: Group) -> _Ready:
     """The same for another process than the first of a group, which has prepared the run."""
     run = Spectator(path)
-    settings = _extended(run.settings, choices, given)
+    settings = _extended(run, choices, given)
     machine = choose(settings.machine, METHODS[settings.method].precisions, group.size)
     return _Ready(run, settings, machine, None, run.frames())
 
@@ -206,18 +212,21 @@ def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Conf
     return config.with_overrides(settings, given), reason
 
 
-def _extended(old: Config, choices: Mapping[str, str], given: Mapping[str, Any]) -> Config:
+def _extended(run: Run, choices: Mapping[str, str], given: Mapping[str, Any]) -> Config:
     """The run's settings with the changes that a run allows.
 
     Raises:
         UserError: a setting that makes the model differs from the run's.
     """
+    old = run.settings
     for key in ("method", "preset"):
         if choices.get(key, getattr(old, key)) != getattr(old, key):
             raise UserError(
                 f"this run has {key} {getattr(old, key)}: leave out --{key}, or choose another --out"
             )
-    new = config.with_overrides(old, _without_lifted_limits(old, given))
+    wanted = config.with_overrides(old, _without_lifted_limits(old, given))
+    height, width = run.record["source"]["size"]
+    new: Config = METHODS[old.method].planned(wanted, (height, width))
     for name in config.changed_fields(old, new):
         section = config.FIELDS[name][0]
         was, now = getattr(getattr(old, section), name), getattr(getattr(new, section), name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -71,19 +71,25 @@ class Group:
         dist.all_reduce(values)
         return dict(zip(terms, values.unbind(), strict=True))
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
     def agreed(self, flag: int) -> int:
-        """The largest `flag` of all processes, so that all do the same."""
+        """The largest `flag` of all processes, so that all do the same; they wait here for one another."""
         if self.size == 1:
             return flag
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        largest = torch.tensor(flag, device=device)
+        largest = torch.tensor(flag)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where one process fails within this context, the others end after it, and say nothing."""
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):  # the others may be gone already
+                self.agreed(1)
+            raise
+        if self.agreed(0):
+            raise SystemExit(2)
 
 
 ALONE = Group()
@@ -95,17 +101,29 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """The group that torchrun started this process in, else `ALONE`."""
+def joined(device: str = "auto") -> Iterator[Group]:
+    """The group that torchrun started this process in, else `ALONE`.
+
+    Args:
+        device: that of the training, as asked for; on CUDA every process of a machine has a GPU of its own.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield ALONE
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
+    cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank + 1} of this machine has no GPU of its own, as there are "
+                f"{torch.cuda.device_count()}: start fewer, or train with --device cpu"
+            )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield Group(dist.get_rank(), size, local_rank)
     finally:

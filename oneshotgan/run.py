@@ -134,9 +134,10 @@ class Run:
     def update(self, settings: Config, step: int, machine: dict[str, Any] | None = None) -> None:
         """Write changed settings, and note a new machine that it goes on with from `step`."""
         record = self.record
-        last = {k: v for k, v in (record["machines"] or [{}])[-1].items() if k != "from_step"}
+        last = {"processes": 1} | (record["machines"] or [{}])[-1]  # runs before 0.2 do not name them
+        last.pop("from_step", None)
         changed = settings != self.settings
-        if machine is not None and machine != last:
+        if machine is not None and {"processes": 1} | machine != last:
             record["machines"].append({"from_step": step} | machine)
             changed = True
         if changed:

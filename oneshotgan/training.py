@@ -42,6 +42,10 @@ class Method(Protocol):
     def planned(settings: Config, source_size: tuple[int, int]) -> Config:
         """`settings` with what the method fills in by itself, for a source of this (height, width)."""
 
+    @staticmethod
+    def check(settings: Config, group: Group) -> None:
+        """Raise a UserError for what `group` cannot train here; before a run begins or goes on."""
+
     def step(self, step: int) -> dict[str, Tensor]:
         """Make iteration `step` (from 1); all randomness depends on (seed, step). Returns the losses."""
 
@@ -89,7 +93,7 @@ def fit(
     """
     steps, machine = settings.training.steps, settings.machine
     every = machine.evaluate_every if figures is not None else 0
-    step, seconds = _resume(method, run, reporter)
+    step, seconds = _resume(method, run, reporter, group)
     run.sweep()
     run.update(settings, step, machine_record)  # not before it is known that the run can go on
     watch = FiniteWatch(method)
@@ -164,8 +168,24 @@ def fit(
 # --- the loop's parts ---
 
 
-def _resume(method: Method, run: Run, reporter: Reporter) -> tuple[int, float]:
-    """Load the newest good checkpoint into `method`; give its step and the seconds trained so far."""
+def _resume(method: Method, run: Run, reporter: Reporter, group: Group) -> tuple[int, float]:
+    """Load the newest good checkpoint into `method`; give its step and the seconds trained so far.
+
+    The first process of a group chooses it, and the others load that one or fail.
+    """
+    step, seconds = 0, 0.0
+    with group.together():
+        if group.first:
+            step, seconds = _newest(method, run, reporter)
+    step = group.agreed(step)
+    with group.together():
+        if step > 0 and not group.first:
+            method.load_state(run.read_checkpoint(step, torch.device("cpu"))["method"])
+    return step, seconds
+
+
+def _newest(method: Method, run: Run, reporter: Reporter) -> tuple[int, float]:
+    """`_resume` for one process."""
     steps = run.checkpoint_steps()
     for step in reversed(steps):
         try:

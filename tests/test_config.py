@@ -139,3 +139,9 @@ def test_a_setting_younger_than_a_runs_file_is_neutral_there(
     file.write_text(json.dumps(content | {"run": {"version": "0"}}))
     choices, overrides = config.load_file(file)
     assert config.with_overrides(config.preset(choices["preset"]), overrides) == config.from_dict(content)
+
+
+@pytest.mark.parametrize("value", [64.0, "64", True])
+def test_a_choice_among_whole_numbers_takes_no_other_type(value: object) -> None:
+    with pytest.raises(UserError, match="resolution must be"):
+        config.with_overrides(config.preset("preview", "fastgan"), {"resolution": value})

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TINY, scene
 from torch import Tensor
 
 from oneshotgan import config, losses
 from oneshotgan.errors import UserError
 from oneshotgan.methods import METHODS
-from oneshotgan.parallel import ALONE, Group
+from oneshotgan.parallel import ALONE, Group, joined
 from oneshotgan.run import Run
 
 HERE = Path(__file__).parent
@@ -118,10 +119,72 @@ def test_rows_are_equal_parts_of_the_batch_and_none_is_empty() -> None:
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
-    frames = scene(32, 40)[None]
-    settings = config.with_overrides(config.preset("preview"), {"base_width": 4, "batch_size": 3})
-    with pytest.raises(UserError, match=r"eq\. 1"):
-        METHODS["oneshot"](settings, frames, torch.device("cpu"), "fp32", print, Group(0, 2))
-    settings = METHODS["singan"].planned(config.preset("preview", "singan"), (32, 40))
+    settings = config.with_overrides(config.preset("preview"), {"batch_size": 3})
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"eq\. 1"):
+            METHODS["oneshot"].check(settings, Group(rank, 2))
     with pytest.raises(UserError, match="one image at a time"):
-        METHODS["singan"](settings, frames, torch.device("cpu"), "fp32", print, Group(0, 2))
+        METHODS["singan"].check(config.preset("preview", "singan"), Group(0, 2))
+    settings = config.with_overrides(config.preset("preview", "fastgan"), {"reconstruction": False})
+    with pytest.raises(UserError, match="cannot share"):
+        METHODS["fastgan"].check(settings, Group(0, 9))
+
+
+@pytest.mark.parametrize("norm", ["paper", "released"])
+def test_the_strength_of_eq_1_does_not_depend_on_the_processes(norm: str) -> None:
+    settings = config.with_overrides(config.preset("preview"), {"base_width": 4, "diversity_norm": norm})
+    frames = scene(32, 40)[None]
+    made = [
+        METHODS["oneshot"](settings, frames, torch.device("cpu"), "fp32", print, group)
+        for group in (ALONE, Group(0, 2), Group(1, 2))
+    ]
+    assert len({method._diversity_strength for method in made}) == 1
+
+
+def test_a_refusal_is_one_line_and_leaves_no_run(photo: Path, workdir: Path) -> None:
+    outcome = torchrun("-m", "oneshotgan", "train", photo, "--batch-size", 3, "--out", "run")
+    assert outcome.returncode != 0
+    ours = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1
+    assert "start fewer" in ours[0]
+    assert "Connection closed" not in outcome.stderr
+    assert not Path("run").exists()
+
+
+def test_all_processes_go_on_from_the_same_checkpoint(photo: Path, workdir: Path) -> None:
+    """The first chooses; where another cannot read that one, all end before a step is made."""
+    words = ("-m", "oneshotgan", "train", photo, *TINY, "--out", "run", "--checkpoint-every", 2)
+    assert torchrun(*words, "--steps", 4).returncode == 0
+    Path("one.py").write_text(
+        "import os, sys\n"
+        "from oneshotgan import cli\n"
+        "from oneshotgan.errors import UserError\n"
+        "from oneshotgan.run import Run\n"
+        "read = Run.read_checkpoint\n"
+        "def failing(self, step, device):\n"
+        "    if os.environ['RANK'] == '1' and step == 4:\n"
+        "        raise UserError('this process cannot read it')\n"
+        "    return read(self, step, device)\n"
+        "Run.read_checkpoint = failing\n"
+        "cli.main()\n"
+    )
+    outcome = torchrun("one.py", *words[2:], "--steps", 6)
+    assert outcome.returncode != 0
+    assert "error: this process cannot read it" in outcome.stderr
+    assert Run.open("run").checkpoint_steps()[-1] == 4
+
+
+def test_a_gpu_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="GPU of its own"), joined():
+        pass
+    backends: list[str] = []
+    monkeypatch.setattr(dist, "init_process_group", backends.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with joined("cpu") as group:
+        assert (group.rank, group.size) == (1, 2)
+    assert backends == ["gloo"]

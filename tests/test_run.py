@@ -268,6 +268,8 @@ def test_a_change_of_settings_is_written_and_a_machine_noted_once(run: Run) -> N
     assert (run.path / "config.json").read_bytes() == before
     run.update(settings, 9, machine | {"threads": 2})
     assert [each["from_step"] for each in run.record["machines"]] == [0, 9]
+    run.update(settings, 12, machine | {"threads": 2, "processes": 1})  # which older runs do not name
+    assert [each["from_step"] for each in run.record["machines"]] == [0, 9]
 
 
 def test_temporary_files_of_a_killed_training_are_swept_and_nothing_else(

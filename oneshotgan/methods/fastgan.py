@@ -31,7 +31,7 @@ from oneshotgan.perceptual import LPIPS, weights
 # Side of a feature map -> its channels, in multiples of the base width.
 GENERATOR_WIDTHS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5, 512: 0.25, 1024: 0.125}
 DISCRIMINATOR_WIDTHS = {8: 8, 16: 4, 32: 2, 64: 1, 128: 0.5, 256: 0.25, 512: 0.125}
-DECODER_WIDTHS = {8: 4, 16: 2, 32: 1, 64: 1, 128: 0.5}
+DECODER_WIDTHS = {16: 2, 32: 1, 64: 1, 128: 0.5}
 TWICE = (8, 32, 128, 512)  # the generator's blocks with two convolutions and noise
 EXCITED = {64: 4, 128: 8, 256: 16, 512: 32}  # map -> the small map that weighs its channels
 LARGEST_MAP = 256  # the side from which the discriminator's down blocks start, at most
@@ -110,15 +110,20 @@ class UpBlock(nn.Module):
         return x
 
 
+def simple_down(channels_in: int, channels_out: int) -> nn.Sequential:
+    """One convolution of stride 2. (N, C, h, w) -> (N, C', h/2, w/2)."""
+    return nn.Sequential(
+        convolution(channels_in, channels_out, 4, 2, 1), normalisation(channels_out), nn.LeakyReLU(0.2)
+    )
+
+
 class DownBlock(nn.Module):
     """The mean of two convolutions and of a pooled 1×1 one. (N, C, h, w) -> (N, C', h/2, w/2)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.main = nn.Sequential(
-            convolution(channels_in, channels_out, 4, 2, 1),
-            normalisation(channels_out),
-            nn.LeakyReLU(0.2),
+            *simple_down(channels_in, channels_out),
             convolution(channels_out, channels_out, 3),
             normalisation(channels_out),
             nn.LeakyReLU(0.2),
@@ -134,6 +139,14 @@ class DownBlock(nn.Module):
         return (self.main(x) + self.direct(x)) / 2  # type: ignore[no-any-return]
 
 
+def pooled(x: Tensor, side: int) -> Tensor:
+    """(N, C, h, h) averaged to (N, C, side, side), h a multiple of `side`.
+
+    The same as adaptive pooling, whose gradient is not deterministic on a GPU.
+    """
+    return F.avg_pool2d(x, x.shape[-1] // side)
+
+
 class SkipLayerExcitation(nn.Module):
     """Weighs the channels of a large map by what a small one holds.
 
@@ -143,7 +156,6 @@ class SkipLayerExcitation(nn.Module):
     def __init__(self, channels_small: int, channels_large: int) -> None:
         super().__init__()
         self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4),
             convolution(channels_small, channels_large, 4, padding=0),
             nn.SiLU(),
             convolution(channels_large, channels_large, 1),
@@ -151,7 +163,7 @@ class SkipLayerExcitation(nn.Module):
         )
 
     def forward(self, small: Tensor, large: Tensor) -> Tensor:
-        return large * self.gate(small)  # type: ignore[no-any-return]
+        return large * self.gate(pooled(small, 4))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -159,12 +171,12 @@ class Decoder(nn.Module):
 
     def __init__(self, channels_in: int, base_width: int, side: int) -> None:
         super().__init__()
-        widths = [channels_in, *(_width(DECODER_WIDTHS[s], base_width) for s in sides(8, side // 2))]
+        widths = [channels_in, *(_width(DECODER_WIDTHS[s], base_width) for s in sides(16, side))]
         blocks = [UpBlock(i, o, twice=False) for i, o in pairwise(widths)]
         self.blocks = nn.Sequential(*blocks, convolution(widths[-1], 3, 3), nn.Tanh())
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.blocks(F.adaptive_avg_pool2d(features, 8))  # type: ignore[no-any-return]
+        return self.blocks(pooled(features, 8))  # type: ignore[no-any-return]
 
 
 # --- the networks ---
@@ -233,7 +245,7 @@ class Discriminator(nn.Module):
         # The small image's branch is as wide as the maps of twice its sides.
         steps = list(reversed(sides(8, small // 2)))
         first = convolution(3, width[2 * steps[0]], 4, 2, 1)
-        blocks = [DownBlock(width[2 * a], width[2 * b]) for a, b in pairwise(steps)]
+        blocks = [simple_down(width[2 * a], width[2 * b]) for a, b in pairwise(steps)]
         self.small = nn.Sequential(first, nn.LeakyReLU(0.2), *blocks)
         self.decide_small = convolution(width[16], 1, 4, padding=0)
         self.decoders: nn.ModuleList | None = None
@@ -367,7 +379,13 @@ class FastGAN:
 
     @staticmethod
     def planned(settings: Config, source_size: Size) -> Config:
-        """As they are; missing weights are told here, before a run begins."""
+        """As they are."""
+        return settings
+
+    @staticmethod
+    def check(settings: Config, group: Group) -> None:
+        """Every process needs images, and the reconstructions VGG16's weights."""
+        group.rows(settings.training.batch_size)
         if _model(settings).reconstruction:
             try:
                 weights.find(weights.VGG16)
@@ -375,7 +393,6 @@ class FastGAN:
                 raise UserError(
                     f"FastGAN's reconstruction loss needs weights (--no-reconstruction turns it off): {error}"
                 ) from error
-        return settings
 
     def __init__(
         self,
@@ -506,7 +523,10 @@ class FastGAN:
         return diff_augment(images, self._uniform(f"augment {name}", step, DRAWS))
 
     def _reconstruction(self, maps: list[Tensor], seen: list[Tensor], step: int) -> Tensor:
-        """The summed perceptual distances of the three reconstructions to what the discriminator saw."""
+        """The perceptual distances of the three reconstructions to what the discriminator saw.
+
+        Summed over the three and over the images of the batch.
+        """
         assert self.perceptual is not None
         stream = random_stream(self.seed, "quadrant", step)
         quadrant = int(torch.randint(4, (1,), generator=stream))
@@ -514,7 +534,7 @@ class FastGAN:
         targets = [resized(seen[0], side), seen[1], resized(quadrant_of(seen[0], quadrant), side)]
         made = self.D.reconstruct(maps, quadrant)
         distances = [self.perceptual(a, b).mean() for a, b in zip(made, targets, strict=True)]
-        return torch.stack(distances).sum()
+        return self.batch_size * torch.stack(distances).sum()  # of the whole batch, whoever holds a share
 
 
 def squeezed(frames: Tensor, resolution: int) -> Tensor:

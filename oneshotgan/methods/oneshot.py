@@ -87,9 +87,6 @@ class OneShot:
         notify: is given a line where something is done in another way than expected.
         group: the processes that share a batch. Eq. 1 and feature augmentation see the pairs within each
             process's rows; all else is as on one process.
-
-    Raises:
-        UserError: a process would have fewer images than it needs.
     """
 
     loss_names = ("loss_G", "loss_D", "diversity")
@@ -108,6 +105,18 @@ class OneShot:
         """As they are."""
         return settings
 
+    @staticmethod
+    def check(settings: Config, group: Group) -> None:
+        """Every process needs images, and pairs of them for eq. 1."""
+        assert isinstance(settings.model, OneShotConfig)
+        batch_size = settings.training.batch_size
+        group.rows(batch_size)
+        if batch_size < 2 * group.size and group.size > 1 and settings.model.diversity_weight > 0:
+            raise UserError(
+                f"eq. 1 compares pairs, and {group.size} processes leave one image to some: start fewer, or "
+                "raise --batch-size"
+            )
+
     def __init__(
         self,
         config: Config,
@@ -123,11 +132,6 @@ class OneShot:
         self.rows = group.rows(config.training.batch_size)
         self.batch_size = self.rows.stop - self.rows.start  # of this process
         self.share = self.batch_size / config.training.batch_size
-        if self.batch_size == 1 and group.size > 1 and self.settings.diversity_weight > 0:
-            raise UserError(
-                f"eq. 1 compares pairs, and {group.size} processes leave one image to some: start fewer, or "
-                "raise --batch-size"
-            )
         self.plan = make_plan(
             (frames.shape[1], frames.shape[2]),
             self.settings.base_width,
@@ -350,7 +354,7 @@ class OneShot:
     @property
     def _diversity_strength(self) -> float:
         blocks = self.plan.blocks - self.coarse
-        scale = losses.diversity_scale(self.settings.diversity_norm, self.batch_size, blocks)
+        scale = losses.diversity_scale(self.settings.diversity_norm, self.batches.batch_size, blocks)
         return self.settings.diversity_weight * scale
 
     def _augmented(self, images: list[Tensor], transforms: Tensor | None) -> list[Tensor]:

@@ -25,6 +25,7 @@ from oneshotgan.errors import UserError
 from oneshotgan.models.plan import Size, check_size
 from oneshotgan.parallel import ALONE, Group
 
+FIELD = 11  # pixels: the receptive field of five 3×3 convolutions
 PAD = 5  # pixels of zeros around what G_n reads: its five convolutions take away one each
 STEPS_PER_SCALE = 2000
 DECAY_AT, DECAY = 0.8, 0.1  # after this share of a scale's steps the learning rates fall to a tenth
@@ -140,7 +141,7 @@ def compose(
     generators: Iterable[nn.Module], amps: Sequence[Tensor], noise: Noise, sizes: Sequence[Size]
 ) -> Tensor:
     """The image (N, 3, h, w) that the scales in turn make of their noise; as many scales as `generators`."""
-    image = torch.zeros(len(noise[0]), 3, *sizes[0], device=noise[0].device)
+    image = torch.zeros(noise[0].shape[0], 3, *sizes[0], device=noise[0].device)
     for scale, generator in enumerate(generators):
         previous = enlarged(image, sizes[scale]) if scale else image
         image = generator(amps[scale] * noise[scale].expand_as(previous), previous)
@@ -169,9 +170,6 @@ class SinGAN:
         precision: "fp32"; "fp64" is for tests.
         notify: is given a line where something is done in another way than expected.
         group: one process alone.
-
-    Raises:
-        UserError: there are several processes.
     """
 
     loss_names = ("loss_G", "loss_D", "reconstruction")
@@ -183,7 +181,13 @@ class SinGAN:
         """The size of the finest scale: the source within the limits set, sides rounded up."""
         check_size(size)
         factor = shrinkage(size, settings)
-        return _ceil(size[0] * factor), _ceil(size[1] * factor)
+        height, width = _ceil(size[0] * factor), _ceil(size[1] * factor)
+        if min(height, width) < FIELD:
+            raise UserError(
+                f"{width}x{height} pixels are less than the {FIELD} that SinGAN's discriminator sees at "
+                "once: raise --max-size or --short-size"
+            )
+        return height, width
 
     @staticmethod
     def planned(settings: Config, source_size: Size) -> Config:
@@ -197,6 +201,14 @@ class SinGAN:
             training=replace(settings.training, steps=max(steps, scales)),
         )
 
+    @staticmethod
+    def check(settings: Config, group: Group) -> None:
+        """One image at a time has nothing to share."""
+        if group.size > 1:
+            raise UserError(
+                "SinGAN learns from one image at a time: it is trained by one process, not several"
+            )
+
     def __init__(
         self,
         config: Config,
@@ -206,10 +218,6 @@ class SinGAN:
         notify: Callable[[str], None] = warnings.warn,
         group: Group = ALONE,
     ) -> None:
-        if group.size > 1:
-            raise UserError(
-                "SinGAN learns from one image at a time: it is trained by one process, not several"
-            )
         self.settings = _model(config)
         self.seed, self.batch_size = config.training.seed, config.training.batch_size
         self.steps, self.device = config.training.steps, device

@@ -53,6 +53,25 @@ def flat(value: object, name: str = "") -> list[tuple[str, object]]:
     return [] if value is None else [(name, value)]
 
 
+@pytest.mark.parametrize("method", ["oneshot", *sorted(TINY)])
+def test_a_file_of_settings_goes_on_with_its_run(method: str, photo: Path, command: Command) -> None:
+    """What a method fills in by itself does not count as a change."""
+    Path("full.toml").write_text(command("settings", "preview", "--method", method).out)
+    tiny = [word for word in TINY.get(method, ("--base-width", "4")) if word not in ("--scales", "3")]
+    words = ("train", photo, "--config", "full.toml", "--steps", 2, "--out", "run", *tiny)
+    for said in ("finished", "is finished"):
+        outcome = command(*words)
+        assert outcome.code == 0, outcome.err
+        assert said in outcome.err
+
+
+def test_singan_refuses_what_its_discriminator_cannot_see(workdir: Path, command: Command) -> None:
+    Image.fromarray(np.zeros((40, 640, 3), np.uint8)).save("wide.png")
+    outcome = command("train", "wide.png", "--method", "singan", "--max-size", 100, "--out", "run")
+    assert "100x7 pixels" in outcome.error
+    assert not Path("run").exists()
+
+
 @compared
 def test_a_run_names_its_method_and_holds_whole_settings(runs: dict[str, Path], method: str) -> None:
     run = Run.open(runs[method])

@@ -12,7 +12,15 @@ from conftest import images, scene
 from oneshotgan import config
 from oneshotgan.errors import UserError
 from oneshotgan.methods import fastgan
-from oneshotgan.methods.fastgan import Discriminator, FastGAN, FastGANSampler, Generator, SkipLayerExcitation
+from oneshotgan.methods.fastgan import (
+    Discriminator,
+    FastGAN,
+    FastGANSampler,
+    Generator,
+    SkipLayerExcitation,
+    pooled,
+)
+from oneshotgan.parallel import ALONE
 
 CPU = torch.device("cpu")
 RESOLUTIONS = (64, 128, 256, 512, 1024)
@@ -94,6 +102,23 @@ def test_the_number_of_parameters() -> None:
     assert sum(p.numel() for p in Generator(256, 64, 256).parameters()) == expected
 
 
+def test_the_widths_of_the_discriminator() -> None:
+    """The decoders' are 32·{16: 4, 32: 2, 64: 2, 128: 1}; the small image's branch has simple blocks."""
+    D = Discriminator(256, 64, True)
+    assert D.decoders is not None
+    for decoder, channels in zip(D.decoders, (512, 256, 256), strict=True):
+        shapes = [tuple(p.shape[:2]) for name, p in decoder.named_parameters() if p.ndim == 4]
+        assert shapes == [(256, channels), (128, 128), (128, 64), (64, 64), (3, 32)]
+    shapes = [tuple(p.shape[:2]) for name, p in D.small.named_parameters() if p.ndim == 4]
+    assert shapes == [(32, 3), (64, 32), (128, 64), (256, 128)]
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_pooling_is_adaptive_pooling(side: int) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(pooled(x, side), torch.nn.functional.adaptive_avg_pool2d(x, side))
+
+
 def test_skip_layer_excitation_weighs_channels_and_nothing_else() -> None:
     excitation = SkipLayerExcitation(6, 5)
     small, large = torch.randn(2, 6, 8, 8), torch.randn(2, 5, 32, 32)
@@ -167,15 +192,26 @@ def test_the_reconstructions_of_real_images_get_better(vgg: Path) -> None:
     assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:5])
 
 
+def test_the_reconstruction_loss_is_a_sum_over_the_batch(vgg: Path) -> None:
+    """So a batch that holds everything twice has twice the loss."""
+    one, two = (made(reconstruction=True, batch_size=size) for size in (2, 4))
+    real = one._reals(1)
+    _, maps = one.D.eval()(real)
+    doubled = [torch.cat([x, x]) for x in real]
+    of_one = one._reconstruction(maps, real, 1)
+    two.D.load_state_dict(one.D.state_dict())
+    _, maps = two.D.eval()(doubled)
+    torch.testing.assert_close(two._reconstruction(maps, doubled, 1), 2 * of_one)
+
+
 def test_missing_weights_are_told_before_a_run_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(tmp_path))
     settings = config.preset("preview", "fastgan")
     with pytest.raises(UserError, match=r"no-reconstruction.*vgg16"):
-        FastGAN.planned(settings, (64, 80))
-    without = config.with_overrides(settings, {"reconstruction": False})
-    assert FastGAN.planned(without, (64, 80)) == without
+        FastGAN.check(settings, ALONE)
+    FastGAN.check(config.with_overrides(settings, {"reconstruction": False}), ALONE)
 
 
 def test_samples_have_the_frames_shape_and_follow_the_average() -> None:
