@@ -130,6 +130,9 @@ def sample(
     truncation: float = 1.0,
     size: Annotated[tuple[int, int] | None, Parameter(converter=_size, n_tokens=1)] = None,
     step: Annotated[int | str | None, Parameter(converter=_step)] = None,
+    format: Literal["folder", "webdataset"] | None = None,
+    min_distance: float = 0.0,
+    max_seeds: Whole | None = None,
     device: str = "cpu",
 ) -> None:
     """Draw new scenes from a run: seed-000000.png, seed-000001.png, … One seed is one image.
@@ -158,11 +161,30 @@ def sample(
         WIDTHxHEIGHT, 400x120 for example: another size than the trained one; a model of SinGAN only.
     step
         A snapshot of the run instead of its newest model; best is the one that evaluate --all found.
+    format
+        To train other models on: folder, PNG files and a manifest.jsonl (seed, step, LPIPS distance to the
+        nearest training image), or webdataset, tar files of 1,000 with the same beside each image.
+    min_distance
+        Leave out samples that are nearer to training than this (LPIPS), and go on with further seeds until
+        COUNT are found; with the manifest.
+    max_seeds
+        With --min-distance: the most seeds that are tried, ten times COUNT if not given.
     device
         cpu, cuda or auto.
     """
     from oneshotgan import media
     from oneshotgan.sampling import OneShotGAN
+
+    if min_distance < 0 or min_distance != min_distance:
+        raise UserError(f"--min-distance must be 0 or more, not {min_distance:g}")
+    if max_seeds is not None and not min_distance:
+        raise UserError("--max-seeds belongs to --min-distance")
+    if max_seeds is not None and max_seeds < count:
+        raise UserError(f"--max-seeds must be {count} (--count) or more, not {max_seeds}")
+    if (format or min_distance) and (grid is not None or interpolate is not None):
+        raise UserError("--format and --min-distance are for images: leave out --grid and --interpolate")
+    if min_distance and size is not None:
+        raise UserError("distances are to training images of their own size: leave out --size")
 
     if count < 1:
         raise UserError(f"--count must be 1 or more, not {count}")
@@ -187,6 +209,10 @@ def sample(
         media.write_animation(_made(target.parent) / target.name, images, fps)
         print(target)
         return
+    if format or min_distance:
+        tried = range(seed, seed + (max_seeds or 10 * count if min_distance else count))
+        print(_write_dataset(gan, run, out, tried, count, format or "folder", min_distance, truncation, size))
+        return
     seeds = range(seed, seed + count)
     if grid is not None:
         sheet = media.contact_sheet(gan.sample(seeds, truncation))
@@ -200,6 +226,79 @@ def sample(
         for image in batch:
             media.write_png(folder / f"seed-{next(names):06d}.png", image)
     print(folder)
+
+
+def _write_dataset(
+    gan: Any,
+    run: Path,
+    out: Path | None,
+    seeds: range,
+    count: int,
+    format: Literal["folder", "webdataset"],
+    minimum: float,
+    truncation: float,
+    size: tuple[int, int] | None,
+) -> Path:
+    """`sample --format` and `--min-distance`."""
+    from oneshotgan import datasets
+
+    training = None
+    if size is None:
+        try:
+            training = datasets.Training(run)
+        except UserError as error:
+            if minimum:
+                raise
+            _say(f"distances left out: {error}")
+    else:
+        _say("distances left out: training images have another size")
+    about: dict[str, Any] = {"step": gan.step, "truncation": truncation}
+    if training is not None:
+        about["figure"] = training.figure
+    samples = datasets.varied(gan, seeds, count, training, minimum, truncation)
+    folder = _made(out or run / "generated")
+    found = datasets.write(samples, folder, format, about)
+    if training is not None and found < count:
+        _say(
+            f"{found} of {count} samples found in {len(seeds):,} seeds, the farthest at "
+            f"{training.farthest:.3f}: lower --min-distance, or raise --max-seeds"
+        )
+    return folder
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    step: Annotated[int | str | None, Parameter(converter=_step)] = None,
+    size: Annotated[tuple[int, int] | None, Parameter(converter=_size, n_tokens=1)] = None,
+) -> None:
+    """Write a model as one ONNX file, z -> images, checked against PyTorch.
+
+    Parameters
+    ----------
+    run
+        A run directory, or its model folder.
+    out
+        The file, named .onnx.
+    step
+        A snapshot of the run instead of its newest model, or best.
+    size
+        WIDTHxHEIGHT: another size than the trained one; a model of SinGAN only.
+    """
+    from oneshotgan.export import export_onnx
+    from oneshotgan.sampling import OneShotGAN
+
+    if out.suffix.lower() != ".onnx":
+        raise UserError(f"--out is an ONNX file: name it .onnx, not {out.name}")
+    gan = OneShotGAN.from_pretrained(run, _chosen(run, step))
+    if size is not None:
+        gan = gan.resized(size)
+    largest = export_onnx(gan, _made(out.parent) / out.name)
+    _say(f"onnxruntime draws what PyTorch draws, to {largest:.1e} on a scale from -1 to 1")
+    print(out)
 
 
 @app.command

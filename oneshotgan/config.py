@@ -156,6 +156,7 @@ class MachineConfig:
     evaluate_every: int = setting(
         0, "Steps between figures (SIFID, LPIPS) in stats.jsonl; 0 means none.", 0, 10**9
     )
+    tensorboard: bool = setting(False, "Write losses and contact sheets for TensorBoard too.")
     checkpoint_every: int = setting(500, "Steps between checkpoints.", 1, 10**9)
     checkpoint_minutes: float = setting(5.0, "Minutes between checkpoints at most.", 0.001, 1e6)
     snapshot_every: int = setting(500, "Steps between snapshots of the weights; thinned later.", 1, 10**9)
@@ -360,6 +361,15 @@ def parse(content: Mapping[str, Any], where: str = "") -> tuple[dict[str, str], 
 def to_dict(config: Config) -> dict[str, Any]:
     """The settings as nested plain values, as in ``config.json``."""
     return dataclasses.asdict(config)
+
+
+def flat(config: Config) -> list[tuple[str, Any]]:
+    """Name and value of everything that is set, in order."""
+    content = to_dict(config)
+    named = {key: value for key, value in content.items() if key not in SECTIONS}
+    for section in SECTIONS:
+        named |= content[section]
+    return [(name, value) for name, value in named.items() if value is not None]
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:

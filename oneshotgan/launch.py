@@ -23,6 +23,7 @@ from oneshotgan.metrics.figures import Networks, small_figures
 from oneshotgan.parallel import Group, joined
 from oneshotgan.progress import Reporter
 from oneshotgan.run import Run, Source, Spectator
+from oneshotgan.tensorboard import TensorBoard
 from oneshotgan.training import fit
 
 _LESS_MEMORY = "lower --max-size or --batch-size, and choose another --out if this run has begun"
@@ -116,8 +117,10 @@ def _begin(
     settings = method.planned(settings, frames.source_size)
     method.check(settings, group)
     networks = _networks(settings, machine)
+    board = _board(path, settings)
     described = Source(media.source_name(source), media.source_checksum(source), frames.source_size)
     run = Run(path)
+    run.board = board
     held.enter_context(run.locked())
     _check_free(path)  # nobody can begin a run here any more
     run.create(settings, described, frames.images)
@@ -155,6 +158,7 @@ def _continue(
     METHODS[settings.method].check(settings, group)
     machine = choose(settings.machine, METHODS[settings.method].precisions, group.size)
     networks = _networks(settings, machine)
+    run.board = _board(path, settings)
     frames = run.frames()
     reporter.line(f"{run.path}: preset {settings.preset}; {machine}")
     record = dataclasses.asdict(machine)
@@ -198,6 +202,10 @@ def _networks(settings: Config, machine: Machine) -> Networks | None:
         return Networks.load("torchvision", machine.device)
     except UserError as error:
         raise UserError(f"--evaluate-every needs pretrained weights (0 turns it off): {error}") from error
+
+
+def _board(path: Path, settings: Config) -> TensorBoard | None:
+    return TensorBoard(path) if settings.machine.tensorboard else None
 
 
 def _resolve(choices: Mapping[str, str], given: Mapping[str, Any]) -> tuple[Config, str]:

@@ -121,7 +121,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
         "figures": figures,
         "measured_at": measured_at,
         "curves": _curves(stats),
-        "settings": _settings(settings),
+        "settings": [(name, str(value)) for name, value in config.flat(settings)],
     }
 
 
@@ -197,12 +197,3 @@ def _thinned(points: list[tuple[int, float]]) -> Iterable[tuple[int, float]]:
     """At most `CURVE_POINTS` points, the first and the last among them."""
     chosen = spread(len(points), CURVE_POINTS)
     return (points[i] for i in chosen)
-
-
-def _settings(settings: config.Config) -> list[tuple[str, str]]:
-    """Name and value of every setting that is set."""
-    content = config.to_dict(settings)
-    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    for section in config.SECTIONS:
-        flat |= content[section]
-    return [(name, str(value)) for name, value in flat.items() if value is not None]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,11 +43,25 @@ class Source:
     size: tuple[int, int]  # (height, width) as displayed
 
 
+class Board(Protocol):
+    """Another place for what a training writes to look at; `oneshotgan.tensorboard.TensorBoard` is one."""
+
+    def begin(self, step: int) -> None:
+        """The training goes on after `step`."""
+
+    def stats(self, line: dict[str, Any]) -> None:
+        """A line of stats.jsonl."""
+
+    def samples(self, step: int, sheet: np.ndarray) -> None:
+        """The contact sheet of `step`, uint8 (H, W, 3)."""
+
+
 class Run:
     """A run directory. `create` begins one, `Run.open` takes one up."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.board: Board | None = None  # is told what is written, too
         self._lock_file: os.stat_result | None = None  # while this process holds the lock
 
     # --- beginning and taking up ---
@@ -189,7 +203,10 @@ class Run:
     def write_samples(self, step: int, images: np.ndarray) -> None:
         """The contact sheet of uint8 (N, H, W, 3) images at `step`."""
         self.check_place()
-        media.write_png(self.path / "samples" / f"step-{step:06d}.png", media.contact_sheet(images))
+        sheet = media.contact_sheet(images)
+        media.write_png(self.path / "samples" / f"step-{step:06d}.png", sheet)
+        if self.board is not None:
+            self.board.samples(step, sheet)
 
     def append_stats(self, line: dict[str, Any]) -> None:
         """Add one object to stats.jsonl, in a single write, so that a kill cannot tear it."""
@@ -203,6 +220,8 @@ class Run:
                     raise OSError(28, "disk full")
             finally:
                 os.close(descriptor)
+        if self.board is not None:
+            self.board.stats(line)
 
     def stats(self) -> list[dict[str, Any]]:
         """The whole lines of stats.jsonl; a torn last line is left out."""
@@ -224,6 +243,8 @@ class Run:
         kept = [line for line in self.stats() if line["step"] <= step]
         if (self.path / "stats.jsonl").exists():
             write_text(self.path / "stats.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        if self.board is not None:
+            self.board.begin(step)
 
     def write_model(self, step: int, weights: dict[str, Tensor]) -> None:
         """The sampling weights in ``model/``."""

@@ -68,7 +68,7 @@ def test_an_image_depends_on_its_seed_alone(gan: OneShotGAN, monkeypatch: pytest
 
 
 def test_latents_depend_on_their_seed_alone(gan: OneShotGAN) -> None:
-    latents = gan._sampler.latents
+    latents = gan.sampler.latents
     together = latents([3, 1, 4, 1])
     assert torch.equal(together[1], together[3])
     assert torch.equal(together, torch.cat([latents([seed]) for seed in (3, 1, 4, 1)]))

@@ -604,9 +604,10 @@ class FastGANSampler:
         """z (N, dim) -> images (N, 3, H, W), float32 in [-1, 1]."""
         at_once = max(1, PIXELS_AT_ONCE // self.generator.resolution**2)
         with torch.inference_mode():
-            return torch.cat([self._draw(part) for part in torch.split(z, at_once)])
+            return torch.cat([self.draw(part) for part in torch.split(z, at_once)])
 
-    def _draw(self, vector: Tensor) -> Tensor:
+    def draw(self, vector: Tensor) -> Tensor:
+        """`images` of as many as fit into memory at once, on the generator's device."""
         weight = next(self.generator.parameters())
         z, *maps = torch.split(vector.to(weight), self._lengths(), dim=1)
         noise = [x.view(-1, 1, math.isqrt(x.shape[1]), math.isqrt(x.shape[1])) for x in maps]

@@ -445,9 +445,10 @@ class OneShotSampler:
         plan = self.generator.plan
         at_once = max(1, PIXELS_AT_ONCE // (plan.height * plan.width))
         with torch.inference_mode():
-            return torch.cat([self._draw(part.to(device)) for part in torch.split(z, at_once)])
+            return torch.cat([self.draw(part.to(device)) for part in torch.split(z, at_once)])
 
-    def _draw(self, z: Tensor) -> Tensor:
+    def draw(self, z: Tensor) -> Tensor:
+        """`images` of as many as fit into memory at once, on the generator's device."""
         output: GeneratorOutput = self.generator(z, self.coarse)
         image = output.images[0].float()
         return F.interpolate(image, scale_factor=2, mode="bilinear") if self.coarse else image

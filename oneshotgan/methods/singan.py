@@ -470,9 +470,10 @@ class SinGANSampler:
         height, width = self.sizes[-1]
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
         with torch.inference_mode():
-            return torch.cat([self._draw(part) for part in torch.split(z, at_once)])
+            return torch.cat([self.draw(part) for part in torch.split(z, at_once)])
 
-    def _draw(self, z: Tensor) -> Tensor:
+    def draw(self, z: Tensor) -> Tensor:
+        """`images` of as many as fit into memory at once, on the generator's device."""
         weight = next(self.generator.parameters())
         parts = torch.split(z.to(weight), [math.prod(shape) for shape in self._shapes()], dim=1)
         noise = [part.view(-1, *shape) for part, shape in zip(parts, self._shapes(), strict=True)]
