@@ -34,6 +34,9 @@ def shortened(words: list[str]) -> list[str]:
         return ["benchmark", "tiny.toml", "--out", words[words.index("--out") + 1]]
     if words[0] == "evaluate":
         return [*words, "--count", "3"]
+    if words[0] == "sample" and "--count" in words:
+        at = words.index("--count") + 1
+        return [*words[:at], "3", *words[at + 1 :]]
     if words[0] != "train":
         return words
     for flag in ("--steps", "--threads", "--precision", "--preset"):
