@@ -58,8 +58,7 @@ def run_suite(
     with storage_errors(out):
         (out / "cases").mkdir(exist_ok=True)
     try:
-        lock = FileLock(out / "cases" / ".lock")
-        lock.acquire(timeout=0)
+        lock = FileLock(out / "cases" / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(f"another benchmark writes {out}: wait for it, or choose another --out") from None
     with lock:

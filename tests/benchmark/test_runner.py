@@ -24,7 +24,9 @@ from oneshotgan.benchmark import case as case_module
 from oneshotgan.benchmark import runner
 from oneshotgan.benchmark.board import progress
 from oneshotgan.benchmark.case import finished, read, run_case
+from oneshotgan.benchmark.runner import run_suite
 from oneshotgan.benchmark.suite import load_suite
+from oneshotgan.errors import UserErrors
 from oneshotgan.run import Run
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -178,6 +180,18 @@ def test_two_benchmarks_in_one_folder_are_refused(
     with FileLock(workdir / "out" / "cases" / ".lock"):
         outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
     assert outcome.error.startswith(f"another benchmark writes {workdir / 'out'}")
+
+
+def test_a_benchmark_that_failed_frees_its_folder(
+    workdir: Path, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run_local", lambda *_: {CASE: "no luck"})
+    suite = write_suite(Path("s.toml"))
+    kept = []  # an error that is kept keeps all that its traceback shows
+    for _ in range(2):
+        with pytest.raises(UserErrors, match="no luck") as caught:
+            run_suite(suite, workdir)
+        kept.append(caught)
 
 
 def test_workers_share_no_core_while_seconds_count(
