@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from oneshotgan.benchmark.board import Board
-from oneshotgan.benchmark.case import fail, finished, note, read, recorded, run_case
+from oneshotgan.benchmark.case import fail, finished, known, note, read, recorded, run_case
 from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserError, UserErrors
 from oneshotgan.files import storage_errors
@@ -62,19 +63,20 @@ def run_suite(
     except Timeout:
         raise UserError(f"another benchmark writes {out}: wait for it, or choose another --out") from None
     with lock:
-        _put_on_record(out, cases)
+        failures = _put_on_record(out, cases)
         waiting = [case for case in cases if not finished(out, case)]
+        say(f"{len(cases)} cases, {len(cases) - len(waiting)} of them finished: {out}")
+        waiting = [case for case in waiting if case.name not in failures]
         for case in waiting:
             note(out, case, node=None, failure=None, traceback=None)  # of an earlier start
-        say(f"{len(cases)} cases, {len(cases) - len(waiting)} of them finished: {out}")
         with Board(out, say) as board:
             try:
                 if ray_address is None:
-                    failures = run_local(out, waiting, workers, board)
+                    failures |= run_local(out, waiting, workers, board)
                 else:
                     from oneshotgan.benchmark.cluster import run_on_ray
 
-                    failures = run_on_ray(out, waiting, ray_address, gpus, board)
+                    failures |= run_on_ray(out, waiting, ray_address, gpus, board)
             except KeyboardInterrupt:
                 board.line("stopped; the same command goes on from there")
                 raise
@@ -93,30 +95,41 @@ def _check_workers(workers: int, cases: Sequence[Case]) -> None:
         )
 
 
-def _put_on_record(out: Path, cases: Sequence[Case]) -> None:
+def _put_on_record(out: Path, cases: Sequence[Case]) -> dict[str, str]:
     """Write the record of each case that has none.
+
+    Returns:
+        By its name, what is wrong with the record of a case, which cannot go on for that.
 
     Raises:
         UserError: the folder belongs to another suite.
         UserErrors: it has another case of the same name.
     """
-    mistakes = []
+    old, damaged = dict[str, dict[str, Any]](), dict[str, str]()
     for name in recorded(out):
-        suite = read(out, name).get("facts", {}).get("suite", cases[0].suite)
-        if suite != cases[0].suite:
-            raise UserError(f"{out} belongs to the suite {suite}: choose another --out")
+        try:
+            old[name] = read(out, name)["facts"]
+        except UserError as error:
+            damaged[name] = str(error)
+    for facts in old.values():
+        if facts.get("suite") != cases[0].suite:
+            raise UserError(f"{out} belongs to the suite {facts.get('suite')}: choose another --out")
+    mistakes = []
     for case in cases:
-        facts, known = case.facts(), read(out, case.name).get("facts")
-        if known is None:
+        facts = case.facts()
+        if case.name in damaged:
+            continue
+        if case.name not in old:
             note(out, case)
-        elif known != facts:
-            name = next(n for n in facts if known.get(n) != facts[n])
+        elif old[case.name] != facts:
+            name = next(n for n in facts if old[case.name].get(n) != facts[n])
             mistakes.append(
-                f"{case.name}: {out} has it with {name} {known.get(name)}, not {facts[name]}: "
+                f"{case.name}: {out} has it with {name} {old[case.name].get(name)}, not {facts[name]}: "
                 "choose another --out"
             )
     if mistakes:
         raise UserErrors(mistakes)
+    return {case.name: damaged[case.name] for case in cases if case.name in damaged}
 
 
 # --- local processes ---
@@ -158,7 +171,7 @@ def _ended(out: Path, case: Case, code: int | None) -> str | None:
     if code == 0 and finished(out, case):
         return None
     if code == 0:
-        return str(read(out, case.name).get("failure", "its run was changed while it ran"))
+        return known(out, case.name).get("failure") or fail(out, case, "it ended unfinished")
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     return fail(out, case, f"its process {how}; the same command goes on from its last checkpoint")
 

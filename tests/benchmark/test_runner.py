@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from safetensors.numpy import load_file
 
 from oneshotgan import media
 from oneshotgan.benchmark import case as case_module
-from oneshotgan.benchmark import runner
-from oneshotgan.benchmark.board import progress
+from oneshotgan.benchmark import cluster, runner
+from oneshotgan.benchmark.board import Board, progress
 from oneshotgan.benchmark.case import finished, read, run_case
 from oneshotgan.benchmark.runner import run_suite
-from oneshotgan.benchmark.suite import load_suite
+from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserErrors
 from oneshotgan.run import Run
 
@@ -139,7 +140,7 @@ def test_the_real_images_come_from_the_source_at_the_size_of_the_figures(
     assert np.array_equal(seen[1], media.resized(Run.open(out / case.name).frames(), (48, 64)))
 
 
-@pytest.mark.parametrize("change", ["samples", "size", "step", "gone", "torn"])
+@pytest.mark.parametrize("change", ["samples", "size", "step", "no step", "no figures", "gone", "torn"])
 def test_a_case_is_finished_only_with_the_figures_it_should_have(
     benchmarked: Path, tmp_path: Path, change: str
 ) -> None:
@@ -151,6 +152,9 @@ def test_a_case_is_finished_only_with_the_figures_it_should_have(
     if change in ("samples", "size"):
         content["figures"][1] |= {"count": 2} if change == "samples" else {"size": [32, 41]}
     content["step"] -= change == "step"
+    content["figures"] = [] if change == "no figures" else content["figures"]
+    if change == "no step":
+        del content["step"]
     text = json.dumps(content)
     path.write_text(text[:50] if change == "torn" else text)
     if change == "gone":
@@ -243,6 +247,59 @@ def test_an_unexpected_failure_keeps_its_traceback(workdir: Path, monkeypatch: p
     record = read(workdir, CASE)
     assert record["failure"] == "ZeroDivisionError: by zero"
     assert "in broken" in record["traceback"]
+
+
+def test_a_damaged_record_is_one_line_and_the_others_go_on(
+    workdir: Path, command: Command, with_weights: Path
+) -> None:
+    (workdir / "out" / "cases").mkdir(parents=True)
+    record = workdir / "out" / "cases" / f"{CASE}.json"
+    record.write_text("{")
+    outcome = command("benchmark", write_suite(Path("s.toml"), seeds=[0, 1]), "--out", "out")
+    assert outcome.late_error == f"{CASE}: {record} is damaged: delete it"
+    assert "clip-image-oneshot-seed1: finished" in outcome.err
+    assert record.read_text() == "{"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_record_that_is_damaged_while_its_case_runs_is_one_line(
+    workdir: Path, command: Command, with_weights: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(runner, "_work", [damage_and_succeed, damage_and_fail][code])
+    outcome = command("benchmark", write_suite(Path("s.toml"), seeds=[0, 1]), "--out", "out")
+    *_, first, second = outcome.err.splitlines()
+    how = "its process ended with exit code 1; the same command" if code else "it ended unfinished"
+    for seed, line in enumerate((first, second)):
+        name = f"clip-image-oneshot-seed{seed}"
+        assert line.startswith(f"error: {name}: {how}")
+        assert line.endswith(f"; {workdir}/out/cases/{name}.json is damaged: delete it")
+
+
+def test_a_damaged_record_does_not_end_a_benchmark_on_ray(workdir: Path) -> None:
+    (case,) = load_suite(write_suite(Path("s.toml")))
+    task = SimpleNamespace(remote=lambda *_: "a result")
+    ray = SimpleNamespace(
+        remote=lambda _: SimpleNamespace(options=lambda **_: task),
+        wait=lambda running, timeout: (running, []),
+        get=lambda _: run_case(workdir, case),
+        exceptions=SimpleNamespace(RayError=OSError),
+    )
+    (workdir / "cases").mkdir()
+    record = workdir / "cases" / f"{CASE}.json"
+    record.write_text("{")
+    failures = cluster._run(ray, workdir, [case], "", 0.0, Board(workdir, lambda line: None))
+    assert failures == {CASE: f"{record} is damaged: delete it"}
+
+
+def damage_and_succeed(out: Path, case: Case, *_: object) -> None:
+    """In the place of the work of a case: its record is damaged, and it knows."""
+    (out / "cases" / f"{case.name}.json").write_text("{")
+    assert run_case(out, case) == f"{out}/cases/{case.name}.json is damaged: delete it"
+
+
+def damage_and_fail(out: Path, case: Case, *_: object) -> None:
+    damage_and_succeed(out, case)
+    sys.exit(1)
 
 
 def test_seconds_are_planned_once_and_a_killed_benchmark_goes_on(
