@@ -133,6 +133,11 @@ def recorded(out: Path) -> list[str]:
     return sorted(path.stem for path in (out / "cases").glob("*.json") if not path.name.startswith("."))
 
 
+def enter(out: Path, case: Case) -> None:
+    """Begin the record of a case, in the place of any before."""
+    write_json(out / "cases" / f"{case.name}.json", {"facts": case.facts()})
+
+
 def note(out: Path, case: Case, **entries: Any) -> None:
     """Put entries into the record of a case; None takes one away."""
     content = read(out, case.name) | {"facts": case.facts()} | entries

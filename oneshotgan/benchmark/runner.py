@@ -16,12 +16,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from oneshotgan.benchmark.board import Board
-from oneshotgan.benchmark.case import fail, finished, known, note, read, recorded, run_case
+from oneshotgan.benchmark.case import enter, fail, finished, known, note, read, recorded, run_case
 from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserError, UserErrors
 from oneshotgan.files import storage_errors
 from oneshotgan.machine import available_cores
 from oneshotgan.metrics.figures import Networks
+from oneshotgan.run import Run
 
 POLL = 1.0  # seconds between looks at the running cases
 GRACE = 30.0  # seconds in which a process that is to end may write its checkpoint
@@ -96,14 +97,14 @@ def _check_workers(workers: int, cases: Sequence[Case]) -> None:
 
 
 def _put_on_record(out: Path, cases: Sequence[Case]) -> dict[str, str]:
-    """Write the record of each case that has none.
+    """Write the record of each case that has none, or another one but no run; only if all is well.
 
     Returns:
         By its name, what is wrong with the record of a case, which cannot go on for that.
 
     Raises:
         UserError: the folder belongs to another suite.
-        UserErrors: it has another case of the same name.
+        UserErrors: it has a run of the same name and other facts.
     """
     old, damaged = dict[str, dict[str, Any]](), dict[str, str]()
     for name in recorded(out):
@@ -112,23 +113,25 @@ def _put_on_record(out: Path, cases: Sequence[Case]) -> dict[str, str]:
         except UserError as error:
             damaged[name] = str(error)
     for facts in old.values():
-        if facts.get("suite") != cases[0].suite:
-            raise UserError(f"{out} belongs to the suite {facts.get('suite')}: choose another --out")
-    mistakes = []
+        suite = facts.get("suite", cases[0].suite)
+        if suite != cases[0].suite:
+            raise UserError(f"{out} belongs to the suite {suite}: choose another --out")
+    changed, mistakes = [], []
     for case in cases:
-        facts = case.facts()
-        if case.name in damaged:
+        facts, was = case.facts(), old.get(case.name, {})
+        if case.name in damaged or was == facts:
             continue
-        if case.name not in old:
-            note(out, case)
-        elif old[case.name] != facts:
-            name = next(n for n in facts if old[case.name].get(n) != facts[n])
+        changed.append(case)
+        if was and Run.exists(out / case.name):
+            name = next(n for n in facts if was.get(n) != facts[n])
             mistakes.append(
-                f"{case.name}: {out} has it with {name} {old[case.name].get(name)}, not {facts[name]}: "
+                f"{case.name}: {out} has it with {name} {was.get(name)}, not {facts[name]}: "
                 "choose another --out"
             )
     if mistakes:
         raise UserErrors(mistakes)
+    for case in changed:
+        enter(out, case)
     return {case.name: damaged[case.name] for case in cases if case.name in damaged}
 
 

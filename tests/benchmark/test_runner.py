@@ -24,7 +24,7 @@ from oneshotgan import media
 from oneshotgan.benchmark import case as case_module
 from oneshotgan.benchmark import cluster, runner
 from oneshotgan.benchmark.board import Board, progress
-from oneshotgan.benchmark.case import finished, read, run_case
+from oneshotgan.benchmark.case import finished, note, read, run_case
 from oneshotgan.benchmark.runner import run_suite
 from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserErrors
@@ -175,6 +175,31 @@ def test_a_folder_keeps_to_one_suite_and_its_facts(
     assert outcome.error == f"{CASE}: {out} has it with samples 3, not 4: choose another --out"
     outcome = command("benchmark", write_suite(folder / "t.toml"), "--out", out)
     assert outcome.error == f"{out} belongs to the suite s.toml: choose another --out"
+
+
+def test_a_suite_that_is_refused_leaves_no_record(
+    benchmarked: Path, tmp_path: Path, command: Command, with_weights: Path, tree: Callable[[Path], Tree]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(benchmarked, folder)
+    before = tree(folder / "out")
+    suite = write_suite(folder / "s.toml", size="40x32", samples=4, seeds=[1, 0])
+    assert command("benchmark", suite, "--out", folder / "out").error.startswith(f"{CASE}: ")
+    assert tree(folder / "out") == before
+
+
+def test_a_case_that_has_not_begun_takes_other_settings_and_forgets_its_plan(
+    workdir: Path, with_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run_local", lambda *_: {})
+    run_suite(write_suite(Path("s.toml"), steps=None, seconds=5), workdir)
+    (case,) = load_suite("s.toml")
+    note(workdir, case, plan={"steps": 9, "seconds_per_step": 0.5})
+    run_suite("s.toml", workdir)
+    assert read(workdir, CASE)["plan"]["steps"] == 9
+    run_suite(write_suite(Path("s.toml"), steps=None, seconds=7), workdir)
+    (case,) = load_suite("s.toml")
+    assert read(workdir, CASE) == {"facts": case.facts()}
 
 
 def test_two_benchmarks_in_one_folder_are_refused(
