@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from oneshotgan.benchmark.board import Board
@@ -25,6 +26,7 @@ from oneshotgan.metrics.figures import Networks
 from oneshotgan.run import Run
 
 POLL = 1.0  # seconds between looks at the running cases
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 GRACE = 30.0  # seconds in which a process that is to end may write its checkpoint
 
 
@@ -88,12 +90,25 @@ def run_suite(
 def _check_workers(workers: int, cases: Sequence[Case]) -> None:
     if workers < 1:
         raise UserError(f"--workers must be 1 or more, not {workers}")
-    cores = available_cores()
-    if workers > cores and any(case.seconds is not None for case in cases):
+    if all(case.seconds is None for case in cases):
+        return
+    limits = [(available_cores(), "core")]
+    if visible_gpus() and any(case.overrides.get("device") != "cpu" for case in cases):
+        limits.append((len(visible_gpus()), "GPU"))
+    most, what = min(limits)
+    if workers > most:
         raise UserError(
-            f"the suite counts seconds, and {workers} workers would share {cores} cores: "
-            f"--workers {cores} at most"
+            f"the suite counts seconds, and {workers} workers would share {most} {what}{'s' * (most > 1)}: "
+            f"--workers {most} at most"
         )
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices of this process, each as CUDA_VISIBLE_DEVICES names it."""
+    if not torch.cuda.is_available():
+        return []
+    count, named = torch.cuda.device_count(), os.environ.get(VISIBLE)
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
 def _put_on_record(out: Path, cases: Sequence[Case]) -> dict[str, str]:
@@ -142,21 +157,25 @@ def run_local(out: Path, cases: Sequence[Case], workers: int, board: Board) -> d
     """Each case in a process of its own, `workers` at a time; gives the failures by the cases' names.
 
     A fresh process per case: none has another one's memory, and one that is killed is one case's loss.
+    Where there are several GPUs, a process sees one of them, and they are shared out evenly.
     """
     spawn = multiprocessing.get_context("spawn")
+    devices = visible_gpus()
+    places = [devices[index % len(devices)] if len(devices) > 1 else None for index in range(workers)]
     waiting, failures = list(reversed(cases)), dict[str, str]()
-    running: dict[SpawnProcess, Case] = {}
+    running: dict[SpawnProcess, tuple[Case, str | None]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                case = waiting.pop()
-                process = spawn.Process(target=_work, args=(out, case), name=case.name)
+            while waiting and places:
+                case, gpu = waiting.pop(), places.pop(0)
+                process = spawn.Process(target=_work, args=(out, case, gpu), name=case.name)
                 process.start()
-                running[process] = case
-            board.show([case.name for case in running.values()])
+                running[process] = case, gpu
+            board.show([case.name for case, _ in running.values()])
             connection.wait([process.sentinel for process in running], timeout=POLL)
             for process in [process for process in running if not process.is_alive()]:
-                case = running.pop(process)
+                case, gpu = running.pop(process)
+                places.append(gpu)
                 if reason := _ended(out, case, process.exitcode):
                     failures[case.name] = reason
                 board.line(f"{case.name}: {f'failed: {reason}' if reason else 'finished'}")
@@ -179,8 +198,10 @@ def _ended(out: Path, case: Case, code: int | None) -> str | None:
     return fail(out, case, f"its process {how}; the same command goes on from its last checkpoint")
 
 
-def _work(out: Path, case: Case) -> None:
-    """What the process of a case does."""
+def _work(out: Path, case: Case, gpu: str | None) -> None:
+    """What the process of a case does; `gpu` is the only one that it sees, None for all."""
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # CUDA reads it when it is first asked for a device
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C goes to the benchmark, which ends this process in good order
     threading.Thread(target=_end_with_parent, daemon=True).start()

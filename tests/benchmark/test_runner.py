@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Command, Tree, scene, write_suite
 from filelock import FileLock
 from safetensors.numpy import load_file
@@ -234,6 +235,71 @@ def test_workers_share_no_core_while_seconds_count(
     counted = write_suite(Path("s.toml"))
     assert command("benchmark", counted, "--out", "s", "--workers", 3).code == 0
     assert "--workers must be 1 or more" in command("benchmark", counted, "--out", "s", "--workers", 0).error
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, "1 GPU: --workers 1"), (2, "2 GPUs: --workers 2")])
+def test_workers_share_no_gpu_while_seconds_count(
+    workdir: Path,
+    command: Command,
+    with_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    most: str,
+) -> None:
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
+    monkeypatch.setattr(runner, "run_local", lambda *_: {})
+    has_gpus(monkeypatch, count)
+    timed = write_suite(Path("t.toml"), steps=None, seconds=5)
+    outcome = command("benchmark", timed, "--out", "t", "--workers", count + 1)
+    assert outcome.error == f"the suite counts seconds, and {count + 1} workers would share {most} at most"
+    assert command("benchmark", timed, "--out", "t", "--workers", count).code == 0
+    on_cpu = write_suite(Path("c.toml"), {"oneshot": {"device": "cpu"}}, steps=None, seconds=5)
+    assert command("benchmark", on_cpu, "--out", "c", "--workers", count + 1).code == 0
+    counted = write_suite(Path("s.toml"))
+    assert command("benchmark", counted, "--out", "s", "--workers", count + 1).code == 0
+
+
+def has_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "workers", "seen"),
+    [
+        (None, 2, 2, ["0", "1"]),
+        ("3,GPU-ab,9", 2, 2, ["3", "GPU-ab"]),
+        ("5", 1, 2, ["5", "5"]),
+        (None, 2, 3, ["0", "0", "1"]),
+    ],
+)
+def test_workers_have_gpus_of_their_own(
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    count: int,
+    workers: int,
+    seen: list[str],
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    has_gpus(monkeypatch, count)
+    monkeypatch.setattr(runner, "_work", work_that_tells_its_gpu)
+    cases = load_suite(write_suite(Path("s.toml"), seeds=list(range(workers))))
+    (workdir / "cases").mkdir()
+    runner.run_local(workdir, cases, workers, Board(workdir, lambda line: None))
+    assert sorted(path.read_text() for path in workdir.glob("*.gpu")) == seen
+
+
+def work_that_tells_its_gpu(*given: Any) -> None:
+    """In the place of the work of a case: what GPU it would be done on."""
+
+    def tell(out: Path, case: Case) -> None:
+        (out / f"{case.name}.gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    runner.run_case = tell  # type: ignore[assignment]
+    runner._work(*given)
 
 
 def test_missing_weights_are_told_before_anything_is_trained(
