@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing import connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,9 @@ def run_local(out: Path, cases: Sequence[Case], workers: int, board: Board) -> d
             while waiting and places:
                 case, gpu = waiting.pop(), places.pop(0)
                 process = spawn.Process(target=_work, args=(out, case, gpu), name=case.name)
-                process.start()
-                running[process] = case, gpu
+                with interrupts_held():
+                    process.start()
+                    running[process] = case, gpu
             board.show([case.name for case, _ in running.values()])
             connection.wait([process.sentinel for process in running], timeout=POLL)
             for process in [process for process in running if not process.is_alive()]:
@@ -186,6 +188,37 @@ def run_local(out: Path, cases: Sequence[Case], workers: int, board: Board) -> d
             process.join(GRACE)
             process.kill()
     return failures
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Within this context Ctrl-C waits, and a process that is started begins with it waiting.
+
+    Its imports take a second, in which it still belongs to the group of the benchmark: Ctrl-C reaches both.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not (here and hasattr(signal, "pthread_sigmask")):
+        yield
+        return
+    resource_tracker.ensure_running()  # started with the first process, it would end the wait
+    came: list[int] = []  # by way of another thread
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _release_interrupts() -> None:
+    """In a process of a case: forget a Ctrl-C that waits, which was for the benchmark; hear later ones."""
+    if hasattr(signal, "pthread_sigmask"):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, handler)
 
 
 def _ended(out: Path, case: Case, code: int | None) -> str | None:
@@ -204,6 +237,7 @@ def _work(out: Path, case: Case, gpu: str | None) -> None:
         os.environ[VISIBLE] = gpu  # CUDA reads it when it is first asked for a device
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C goes to the benchmark, which ends this process in good order
+    _release_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     run_case(out, case)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -426,7 +427,7 @@ def test_seconds_are_planned_once_and_a_killed_benchmark_goes_on(
 def test_a_killed_worker_is_one_failure_and_its_case_goes_on(
     workdir: Path, start: Start, command: Command, with_weights: Path
 ) -> None:
-    suite = write_suite(Path("s.toml"), {"oneshot": {"checkpoint_every": 7}}, steps=150)
+    suite = write_suite(Path("s.toml"), {"oneshot": {"checkpoint_every": 7}}, steps=5000)
     path, words = workdir / "out" / CASE, ("benchmark", suite, "--out", "out")
     process = start(*words)
     wait_for(lambda: step_of(path) >= 7, "a checkpoint")
@@ -437,17 +438,94 @@ def test_a_killed_worker_is_one_failure_and_its_case_goes_on(
     failure = f"error: {CASE}: its process was killed by signal 9; the same command goes on"
     assert err.splitlines()[-1].startswith(failure)
     reached = step_of(path)
-    assert 7 <= reached < 150
+    assert 7 <= reached < 5000
 
     process = start(*words, start_new_session=True)
     wait_for(lambda: step_of(path) > reached, "a later checkpoint")
-    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of a terminal
+    reached = step_of(path)
+    press_ctrl_c(process, lambda: step_of(path) > reached)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; the same command goes on" in err
+    assert err.splitlines()[-1] == "stopped; the same command goes on from there"
+    assert "Traceback" not in err
+    assert step_of(path) > reached  # the worker did not hear it
     first = [json.loads(line)["step"] for line in (path / "stats.jsonl").read_text().splitlines()]
     assert first == list(range(1, len(first) + 1))
     assert step_of(path) == first[-1]  # Ctrl-C wrote a checkpoint
+
+
+def test_ctrl_c_while_a_worker_starts_is_quiet(workdir: Path, start: Start, with_weights: Path) -> None:
+    process = start(
+        "benchmark", write_suite(Path("s.toml"), steps=5000), "--out", "out", start_new_session=True
+    )
+    wait_for(lambda: any(map(imports_torch, children(process.pid))), "a worker that imports")
+    press_ctrl_c(process, lambda: Run.exists(workdir / "out" / CASE))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "stopped; the same command goes on from there"
+    assert "Traceback" not in err
+    assert Run.exists(workdir / "out" / CASE)  # the worker did not hear it
+
+
+def imports_torch(pid: int) -> bool:
+    try:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+def press_ctrl_c(process: subprocess.Popen[str], until: Callable[[], object]) -> None:
+    """Ctrl-C reaches every process of a terminal; here the benchmark itself hears it last.
+
+    It is given the time that it takes `until` something is so, or its workers have ended by themselves.
+    """
+    os.kill(process.pid, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: until() or not children(process.pid), "what the workers do on Ctrl-C")
+    os.kill(process.pid, signal.SIGCONT)
+
+
+def test_ctrl_c_while_a_process_is_started_comes_after_it() -> None:
+    over, done = threading.Event(), []
+
+    def start_one() -> None:
+        with runner.interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # in which it comes
+            done.append("started")
+
+    other = threading.Thread(target=over.wait)  # the system may give the signal to any thread
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_one()
+    finally:
+        over.set()
+        other.join()
+    assert done == ["started"]
+
+
+def test_a_worker_forgets_ctrl_c_from_before_its_start_and_hears_its_own(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_work", work_on_ctrl_c)
+    (case,) = load_suite(write_suite(Path("s.toml")))
+    (workdir / "cases").mkdir()
+    runner.run_local(workdir, [case], 1, Board(workdir, lambda line: None))
+    assert (workdir / "heard").exists()
+
+
+def work_on_ctrl_c(*given: Any) -> None:
+    """In the place of the work of a case: Ctrl-C before it and within."""
+
+    def hear(out: Path, case: Case) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        (out / "heard").touch()
+
+    runner.run_case = hear  # type: ignore[assignment]
+    os.kill(os.getpid(), signal.SIGINT)
+    runner._work(*given)
 
 
 def children(parent: int) -> list[int]:
