@@ -64,10 +64,11 @@ def finished(out: Path, case: Case) -> bool:
         figures = content["figures"]
         size = figures[0]["size"] if case.size is None else list(case.size)
         alike = all(figure["count"] == case.samples and figure["size"] == size for figure in figures)
-        released = any(figure["name"].endswith("_released") for figure in figures)
+        released = any(str(figure["name"]).endswith("_released") for figure in figures)
+        whole = len(figures) > 0 and content["step"] == steps
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
-    return bool(content["step"] == steps and alike and (released or case.protocol == "paper"))
+    return bool(whole and alike and (released or case.protocol == "paper"))
 
 
 # --- the two parts of a case ---
@@ -112,14 +113,29 @@ def read(out: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        dict(record["facts"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: delete it") from error
+    return record
+
+
+def known(out: Path, name: str) -> dict[str, Any]:
+    """The same, and empty if the file is damaged."""
+    try:
+        return read(out, name)
+    except UserError:
+        return {}
 
 
 def recorded(out: Path) -> list[str]:
     """The names of all cases with a record."""
     return sorted(path.stem for path in (out / "cases").glob("*.json") if not path.name.startswith("."))
+
+
+def enter(out: Path, case: Case) -> None:
+    """Begin the record of a case, in the place of any before."""
+    write_json(out / "cases" / f"{case.name}.json", {"facts": case.facts()})
 
 
 def note(out: Path, case: Case, **entries: Any) -> None:
@@ -130,6 +146,13 @@ def note(out: Path, case: Case, **entries: Any) -> None:
 
 
 def fail(out: Path, case: Case, reason: str, trace: str | None = None) -> str:
-    """Put on record that a case failed, and give the reason back as one line."""
-    note(out, case, failure=one_line(reason), traceback=trace)
+    """Put on record that a case failed, and give the reason back as one line.
+
+    Where that cannot be written, the line says so, too: it is no reason to stop other cases.
+    """
+    try:
+        note(out, case, failure=one_line(reason), traceback=trace)
+    except UserError as error:
+        if str(error) not in reason:
+            reason += f"; {error}"
     return one_line(reason)

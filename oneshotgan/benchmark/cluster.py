@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshotgan.benchmark.board import Board
-from oneshotgan.benchmark.case import fail, read, run_case
+from oneshotgan.benchmark.case import fail, known, run_case
 from oneshotgan.benchmark.suite import Case
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
@@ -102,7 +102,7 @@ def _run(ray: Any, out: Path, cases: Sequence[Case], token: str, gpus: float, bo
     running = {task.remote(out, case, token, weights): case for case in cases}
     failures: dict[str, str] = {}
     while running:
-        board.show([case.name for case in running.values() if "node" in read(out, case.name)])
+        board.show([case.name for case in running.values() if "node" in known(out, case.name)])
         done, _ = ray.wait(list(running), timeout=POLL)
         for result in done:
             case = running.pop(result)

@@ -149,8 +149,9 @@ class _Reader:
 
 def _cases(reader: _Reader, folder: Path, name: str, data: Path | str | None) -> list[Case]:
     settings = reader.choices("settings", list(SETTINGS), SETTINGS)
-    seeds = reader.take("seeds", [0], "a list of whole numbers from 0, each once",
-                        lambda v: _unique(v, int) and min(v) >= 0)  # fmt: skip
+    low, high = (config.FIELDS["seed"][1].metadata[end] for end in ("low", "high"))
+    seeds = reader.take("seeds", [0], f"a list of whole numbers from {low} to {high}, each once",
+                        lambda v: _unique(v, int) and low <= min(v) and max(v) <= high)  # fmt: skip
     samples = reader.number("samples", 100, 2)
     protocol = reader.take("protocol", "paper", " or ".join(PROTOCOLS), lambda v: v in PROTOCOLS)
     size = _size(reader)

@@ -12,6 +12,8 @@ from oneshotgan import media
 from oneshotgan.benchmark.suite import Case, load_suite, shipped
 from oneshotgan.errors import UserError, UserErrors
 
+SEEDS = "seeds: must be a list of whole numbers from 0 to 4294967295, each once, not {}"
+
 
 def mistakes(path: Path, data: Path | None = None) -> list[str]:
     with pytest.raises(UserErrors) as caught:
@@ -122,8 +124,9 @@ def test_data_takes_the_place_of_root(tmp_path: Path) -> None:
         ({"seconds": 9}, "seconds: leave it or steps out: a budget is one of them"),
         ({"steps": True}, "steps: must be a whole number from 1, not True"),
         ({"samples": 1}, "samples: must be a whole number from 2, not 1"),
-        ({"seeds": [1, 1]}, "seeds: must be a list of whole numbers from 0, each once, not [1, 1]"),
-        ({"seeds": []}, "seeds: must be a list of whole numbers from 0, each once, not []"),
+        ({"seeds": []}, SEEDS.format("[]")),
+        ({"seeds": [1, 1]}, SEEDS.format("[1, 1]")),
+        ({"seeds": [2**40]}, SEEDS.format("[1099511627776]")),
         ({"settings": ["photo"]}, "settings: must be a list of image and video, each once, not ['photo']"),
         ({"size": 64}, 'size: must be a text like "320x192", width first, sides from 32 to 8192, not 64'),
         ({"protocol": "old"}, "protocol: must be paper or released, not 'old'"),
