@@ -381,7 +381,7 @@ def benchmark(
     Parameters
     ----------
     suite
-        A TOML file, or one that comes with the package: smoke, table1, table1-davis.
+        A TOML file, or one that comes with the package: smoke, table1, table1-davis, table1-preview.
     out
         The folder for the run directories, one a case.
     data
