@@ -68,7 +68,10 @@ def _size(hint: Any, tokens: Sequence[Token]) -> tuple[int, int]:
 
 def _step(hint: Any, tokens: Sequence[Token]) -> int | str:
     """A step, or the word best."""
-    return "best" if tokens[0].value == "best" else _whole(hint, tokens)
+    value = tokens[0].value
+    if value != "best" and not value.lstrip("-").isdigit():
+        raise ValueError(f'"{value}" is no step: write a number, or best.')
+    return value if value == "best" else int(value)
 
 
 Settings: Any = _settings_class()

@@ -34,23 +34,29 @@ class Reporter:
         with self._heard():
             self.console.print(one_line(text), markup=False, emoji=False)
 
-    def progress(self, step: int, steps: int, rate: float, losses: dict[str, float]) -> None:
-        """Report `step` of `steps`, at `rate` steps per second."""
+    def progress(
+        self, step: int, steps: int, rate: float, losses: dict[str, float], steady: bool = True
+    ) -> None:
+        """Report `step` of `steps`, at `rate` steps per second.
+
+        Args:
+            steady: whether that rate will stay, so that it tells the time left.
+        """
         shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         if not self.console.is_terminal:
-            remaining = (steps - step) / rate if rate > 0 else 0.0
-            self.line(f"step {step}/{steps}  {rate:.2f} steps/s  {_clock(remaining)} left  {shown}")
+            left = f"  {_clock((steps - step) / rate)} left" if steady and rate > 0 else ""
+            self.line(f"step {step}/{steps}  {rate:.2f} steps/s{left}  {shown}")
             return
         with self._heard():
-            self._show(step, steps, rate, shown)
+            self._show(step, steps, rate, shown, steady)
 
-    def _show(self, step: int, steps: int, rate: float, shown: str) -> None:
+    def _show(self, step: int, steps: int, rate: float, shown: str, steady: bool) -> None:
         if self._bar is None:
             self._bar = Progress(
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]:.2f} steps/s"),
-                TimeRemainingColumn(),
+                *([TimeRemainingColumn()] if steady or step < 2 else []),
                 TextColumn("{task.fields[shown]}", markup=False),
                 console=self.console,
             )

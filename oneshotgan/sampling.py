@@ -82,7 +82,7 @@ class OneShotGAN(ModelHubMixin, library_name="oneshotgan"):
             kept = Run(path).snapshot_steps()
             if step not in kept:
                 known = ", ".join(map(str, kept)) or "none yet"
-                raise UserError(f"no snapshot of step {step} in {path}: those kept are {known}")
+                raise UserError(f"no snapshot of step {step} in {path}: kept are the steps {known}")
             weights = Run(path).snapshot_path(step)
         return cls(settings, size, weights)
 
@@ -174,6 +174,8 @@ class OneShotGAN(ModelHubMixin, library_name="oneshotgan"):
     def iterate(self, seeds: Sequence[int], truncation: float = 1.0) -> Iterator[np.ndarray]:
         """The images of `sample`, in batches, so that any number fits into memory."""
         _check_truncation(truncation)
+        if isinstance(seeds, int):
+            raise UserError(f"seeds are several numbers: [{seeds}] is one image, range({seeds}) as many")
         ends = (seeds[0], seeds[-1]) if isinstance(seeds, range) and seeds else seeds
         if min(ends, default=0) < 0:
             raise UserError("seeds are whole numbers from 0")

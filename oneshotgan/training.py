@@ -24,6 +24,8 @@ from oneshotgan.run import Run
 SHEET_SEEDS = range(16)  # the latents of the contact sheets during training
 FIGURE_SEEDS = range(32)  # those of the figures during training
 
+IMPATIENCE = 2.0  # seconds after which another Ctrl-C interrupts at once
+
 Figures = Callable[[np.ndarray], dict[str, float]]
 
 
@@ -32,6 +34,7 @@ class Method(Protocol):
 
     loss_names: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[str, ...]]  # those it can be trained in
+    steady: ClassVar[bool]  # whether all steps cost about the same, so that the time left can be told
     extensible: ClassVar[bool]  # whether more steps continue a run: no schedule depends on their number
 
     @staticmethod
@@ -115,7 +118,7 @@ def fit(
         run.write_samples(0, to_uint8(method.generate(SHEET_SEEDS)))
         save(0)
 
-    with stop_signals() as stop:
+    with interruption_told(reporter, lambda: saved), stop_signals() as stop:
         while step < steps and not group.agreed(bool(stop)):
             step += 1
             losses = method.step(step)
@@ -135,7 +138,7 @@ def fit(
                     watch.check(step)
                     stats["figures"] = figures(to_uint8(method.generate(FIGURE_SEEDS)))
                 run.append_stats(stats)
-                reporter.progress(step, steps, rate, values)
+                reporter.progress(step, steps, rate, values, method.steady)
                 if yielding and (fair := fair_threads()) < torch.get_num_threads():
                     torch.set_num_threads(fair)
                     run.update(settings, step, (machine_record or {}) | {"threads": fair})
@@ -144,7 +147,7 @@ def fit(
                         "bit-equal to a run alone (--threads keeps a number)"
                     )
             elif step == first:  # a sign of life: the first line of stats can take minutes
-                reporter.progress(step, steps, clock.rate(step), read(losses))
+                reporter.progress(step, steps, clock.rate(step), read(losses), steady=False)
             if step % machine.sample_every == 0 or step == steps:
                 watch.check(step)
                 run.write_samples(step, to_uint8(method.generate(SHEET_SEEDS)))
@@ -267,20 +270,36 @@ class Clock:
 
 
 @contextmanager
+def interruption_told(reporter: Reporter, saved: Callable[[], int]) -> Iterator[None]:
+    """Say what is kept, the step `saved`, where a training does not end in its own time."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.finish()
+        reporter.line(f"interrupted at once; the same command goes on from step {saved()}")
+        raise
+
+
+@contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collect Ctrl-C and the request to terminate, so that the step in progress can end.
 
-    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    Another one interrupts at once, where the first was two seconds ago: a key pressed twice is one wish.
+    Outside the main thread signals are left alone.
     """
     received: list[int] = []
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def remember(number: int, frame: object) -> None:
-        if received:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            received.append(number)
+        elif time.monotonic() - first > IMPATIENCE:
             raise KeyboardInterrupt
-        received.append(number)
 
     previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -19,6 +19,7 @@ import torch
 from conftest import OFTEN, TINY, TRAINED_STEPS, Command, Tree, png_bytes, scene
 from torch import Tensor
 
+from oneshotgan import training
 from oneshotgan.methods.oneshot import OneShot
 from oneshotgan.run import Run
 
@@ -378,6 +379,26 @@ def test_a_signal_during_a_step_lets_it_end(
     assert_same_run(Path("run"), trained_once)
 
 
+def test_ctrl_c_pressed_twice_is_pressed_once(
+    photo: Path, train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with signal_at_step(monkeypatch, 5, signal.SIGINT, signal.SIGINT):
+        outcome = train(photo, "--out", "run", "--steps", TRAINED_STEPS, *OFTEN)
+    assert outcome.code == 130
+    assert Run(Path("run")).checkpoint_steps() == [2, 4, 5]
+
+
+def test_an_impatient_ctrl_c_interrupts_at_once_and_says_what_is_kept(
+    photo: Path, train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "IMPATIENCE", -1.0)
+    with signal_at_step(monkeypatch, 5, signal.SIGINT, signal.SIGINT):
+        outcome = train(photo, "--out", "run", "--steps", TRAINED_STEPS, *OFTEN)
+    assert outcome.code == 130
+    assert Run(Path("run")).checkpoint_steps() == [0, 2, 4]
+    assert outcome.err.splitlines()[-1] == "interrupted at once; the same command goes on from step 4"
+
+
 def test_a_signal_during_the_last_step_finishes_the_run(
     trained_once: Path, photo: Path, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,12 +410,13 @@ def test_a_signal_during_the_last_step_finishes_the_run(
 
 
 @contextmanager
-def signal_at_step(monkeypatch: pytest.MonkeyPatch, at: int, number: signal.Signals) -> Iterator[None]:
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, at: int, *numbers: signal.Signals) -> Iterator[None]:
     original = OneShot.step
 
     def step(self: OneShot, step: int) -> dict[str, Tensor]:
         if step == at:
-            os.kill(os.getpid(), number)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return original(self, step)
 
     with monkeypatch.context() as patch:

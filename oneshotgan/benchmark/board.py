@@ -27,7 +27,7 @@ class Board:
         self.out, self.say = out, say
         self.console = Console(stderr=True, highlight=False)
         self.live = Live(console=self.console, transient=True, auto_refresh=False)
-        self._said: dict[str, float] = {}
+        self._said: dict[str, tuple[float, str]] = {}  # when a case was last looked at, and its line
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
@@ -46,9 +46,12 @@ class Board:
             return
         now = time.monotonic()
         for name in running:
-            if now - self._said.setdefault(name, now) >= EVERY:
-                self._said[name] = now
-                self.line(f"{name}: {progress(self.out / name)}")
+            then, said = self._said.setdefault(name, (now, ""))
+            if now - then >= EVERY:
+                text = progress(self.out / name)
+                self._said[name] = (now, text)
+                if text != said:
+                    self.line(f"{name}: {text}")
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

@@ -23,7 +23,7 @@ from oneshotgan.benchmark.suite import Case, load_suite
 from oneshotgan.errors import UserError, UserErrors
 from oneshotgan.files import storage_errors
 from oneshotgan.machine import available_cores
-from oneshotgan.metrics.figures import Networks
+from oneshotgan.perceptual import weights
 from oneshotgan.run import Run
 
 POLL = 1.0  # seconds between looks at the running cases
@@ -59,7 +59,7 @@ def run_suite(
     out = Path(out).absolute()
     cases = load_suite(suite, data)
     _check_workers(workers, cases)
-    Networks.load("torchvision", "cpu")  # missing weights are told now, not after hours
+    _check_weights(cases, say)
     with storage_errors(out):
         (out / "cases").mkdir(exist_ok=True)
     try:
@@ -102,6 +102,23 @@ def _check_workers(workers: int, cases: Sequence[Case]) -> None:
             f"the suite counts seconds, and {workers} workers would share {most} {what}{'s' * (most > 1)}: "
             f"--workers {most} at most"
         )
+
+
+def _check_weights(cases: Sequence[Case], say: Callable[[str], None]) -> None:
+    """All weights that are missing are told now, not after hours; without VGG16 other methods can be trained."""
+    wanted = [weights.INCEPTION_TORCHVISION, weights.ALEXNET]
+    if any(case.method == "fastgan" and case.overrides.get("reconstruction", True) for case in cases):
+        wanted.append(weights.VGG16)
+    missing = {}
+    for file in wanted:
+        try:
+            weights.find(file)
+        except UserError as error:
+            missing[file.name] = str(error)
+    if missing.keys() - {weights.VGG16.name}:
+        raise UserErrors(list(missing.values()))
+    for line in missing.values():
+        say(f"cases of FastGAN will fail: {line}")
 
 
 def visible_gpus() -> list[str]:

@@ -249,6 +249,8 @@ def _grid(
     """Header and rows as texts, and the footnotes in the order of their numbers."""
     notes: list[str] = []
 
+    shared = _shared_note(table)
+
     def shown(cell: Cell | None) -> str:
         if cell is None:
             return "–"
@@ -259,6 +261,8 @@ def _grid(
             text += f" ({cell.clips} of {cell.wanted} clips)"
         if cell.paper is not None:
             return f"{text} [{cell.paper:.2f}]"
+        if shared is not None:
+            return text
         if cell.note not in notes:
             notes.append(str(cell.note))
         return text + mark(str(notes.index(str(cell.note)) + 1))
@@ -272,11 +276,20 @@ def _grid(
     return lines, notes
 
 
+def _shared_note(table: Table) -> str | None:
+    """Why no figure stands beside the paper's, where all have one reason."""
+    reasons = {cell.note for cell in table.cells.values()}
+    return reasons.pop() if len(reasons) == 1 else None
+
+
 def _legend(table: Table) -> list[str]:
     """What stands below the table, beside the footnotes."""
+    shared = _shared_note(table)
     protocols = dict.fromkeys(_protocol(column) for column in table.columns)
     lines = ["mean ± standard error over clips; [..] the paper's figure; the best complete mean is bold"]
     lines += [f"figures: {'; '.join(protocols)}"] if protocols else []
+    lines += [f"not comparable with the paper's figures: {shared}"] if shared else []
+    lines += [f"{row.name}: {row.variant}" for row in table.rows]
     return lines + [f"{result.case.name}: {result.state}" for result in table.absent()]
 
 
@@ -300,7 +313,7 @@ def _latex(table: Table) -> str:
             text = text.replace(sign, command)
         return text
 
-    footnotes = [rf"% $^{number}$ not comparable: {note}" for number, note in enumerate(notes, 1)]
+    footnotes = [rf"$^{{{number}}}$ not comparable: {plain(note)}" for number, note in enumerate(notes, 1)]
     rows = [" & ".join(map(plain, line)) + r" \\" for line in lines]
     return "\n".join(
         [
@@ -312,7 +325,7 @@ def _latex(table: Table) -> str:
             r"\hline",
             r"\end{tabular}",
             *(f"% {line}" for line in _legend(table)),
-            *footnotes,
+            *([r"\par{\footnotesize " + r" \\ ".join(footnotes) + "}"] if footnotes else []),
         ]
     )
 

@@ -369,6 +369,7 @@ class FastGAN:
 
     loss_names = ("loss_G", "loss_D", "reconstruction")
     precisions = ("fp32",)
+    steady = True
     extensible = True
 
     @staticmethod

@@ -91,6 +91,7 @@ class OneShot:
 
     loss_names = ("loss_G", "loss_D", "diversity")
     precisions = ("bf16", "fp32")
+    steady = True
     extensible = True
 
     @staticmethod

@@ -174,6 +174,7 @@ class SinGAN:
 
     loss_names = ("loss_G", "loss_D", "reconstruction")
     precisions = ("fp32",)
+    steady = False  # a coarse scale costs a fraction of the finest
     extensible = False  # more steps would move the borders between the scales
 
     @staticmethod

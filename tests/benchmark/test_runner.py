@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -308,8 +309,12 @@ def test_missing_weights_are_told_before_anything_is_trained(
 ) -> None:
     (workdir / "empty").mkdir()
     monkeypatch.setenv("ONESHOTGAN_WEIGHTS", str(workdir / "empty"))
-    outcome = command("benchmark", write_suite(Path("s.toml")), "--out", "out")
-    assert "ONESHOTGAN_WEIGHTS" in outcome.error
+    suite = write_suite(Path("s.toml"), {"oneshot": {}, "fastgan": {}})
+    outcome = command("benchmark", suite, "--out", "out")
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    named = [name for line in lines for name in re.findall("holds no ([a-z0-9]+)", line)]
+    assert named == ["inception", "alexnet", "vgg16"]
     assert not list(Path("out").iterdir())
 
 
