@@ -105,7 +105,7 @@ def _check_workers(workers: int, cases: Sequence[Case]) -> None:
 
 
 def _check_weights(cases: Sequence[Case], say: Callable[[str], None]) -> None:
-    """All weights that are missing are told now, not after hours; without VGG16 other methods can be trained."""
+    """All missing weights are told now, not after hours; without VGG16 the other methods can be trained."""
     wanted = [weights.INCEPTION_TORCHVISION, weights.ALEXNET]
     if any(case.method == "fastgan" and case.overrides.get("reconstruction", True) for case in cases):
         wanted.append(weights.VGG16)
