@@ -3,15 +3,23 @@
     python -m benchmarks.precision run --out DIR --input balloons.png kite-surf --seeds 0 1 2 3 4
     python -m benchmarks.precision show DIR --pool EARLIER.json --out benchmarks/results/precision.json
 
+    python -m benchmarks.precision run --out DIR --input balloons.png --base runs/balloons --seeds 1 2 3 4 5
+    python -m benchmarks.precision show DIR --last 2000
+
 Each training makes 2,000 steps of `preview` on one thread and measures its figures every 100 steps; the mean
 over the last 500 steps is the training's value. For each input and figure: the mean difference bf16 − float32
 over the seeds, with its 95 % interval (Student's t), in per cent of the float32 mean.
+
+From the first step on, trainings that differ in a rounding soon differ in all, and at step 2,000 one may be
+far ahead of another: many seeds are needed. With `--base` both trainings of a pair go on from one finished
+run, whose scene stands, with random numbers of their own seed; then all 2,000 steps can count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,11 +36,28 @@ PRECISIONS = ("bf16", "fp32")
 STEPS, EVERY, LAST = 2000, 100, 500
 
 
-def train(source: Path, precision: str, seed: int, run: Path) -> None:
+def begin_from(base: Path, run: Path, seed: int) -> None:
+    """A copy of a finished run that goes on for `STEPS` with the random numbers of `seed`."""
+    beginning = run.with_name(f".{run.name}")
+    shutil.rmtree(beginning, ignore_errors=True)
+    shutil.copytree(
+        base, beginning, ignore=shutil.ignore_patterns("samples", "generated", ".lock", "stats.jsonl")
+    )
+    (beginning / "samples").mkdir()
+    content = json.loads((beginning / "config.json").read_text(encoding="utf-8"))
+    content["training"] |= {"seed": seed, "steps": content["training"]["steps"] + STEPS}
+    (beginning / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    beginning.rename(run)
+
+
+def train(source: Path, precision: str, seed: int, run: Path, base: Path | None) -> None:
     """One training; one that is finished is left alone."""
     run.parent.mkdir(parents=True, exist_ok=True)
+    if base is not None and not run.exists():
+        begin_from(base, run, seed)
+    steps = STEPS if base is None else steps_of(run)
     words = [sys.executable, "-m", "oneshotgan", "train", source, "--out", run, "--preset", "preview"]
-    words += ["--steps", STEPS, "--seed", seed, "--threads", 1, "--precision", precision]
+    words += ["--steps", steps, "--seed", seed, "--threads", 1, "--precision", precision]
     words += ["--evaluate-every", EVERY, "--sample-every", STEPS, "--snapshot-every", STEPS]
     with open(run.with_suffix(".log"), "a", encoding="utf-8") as log:
         subprocess.run([str(word) for word in words], stdout=log, stderr=log, check=True)
@@ -43,9 +68,9 @@ def train_all(given: argparse.Namespace) -> None:
     """`run`."""
     check_names(given.input)
     cases = [
-        (source, precision, seed, given.out / source.stem / precision / f"seed-{seed}")
+        (source, precision, seed, given.out / source.stem / precision / f"seed-{seed}", base)
         for seed in given.seeds
-        for source in given.input
+        for source, base in zip(given.input, given.base or [None] * len(given.input), strict=True)
         for precision in PRECISIONS
     ]
     with ThreadPoolExecutor(given.workers) as pool:
@@ -53,15 +78,21 @@ def train_all(given: argparse.Namespace) -> None:
             pass
 
 
+def steps_of(run: Path) -> int:
+    """How many steps a run is to make in all."""
+    return int(json.loads((run / "config.json").read_text(encoding="utf-8"))["training"]["steps"])
+
+
 def finished(run: Path) -> bool:
     """Whether all steps are made."""
     stats = read_stats(run)
-    return bool(stats) and stats[-1]["step"] == STEPS
+    return bool(stats) and stats[-1]["step"] == steps_of(run)
 
 
-def figures(run: Path) -> dict[str, float]:
-    """The mean of each figure over the last measurements."""
-    lines = [line["figures"] for line in read_stats(run) if "figures" in line and line["step"] > STEPS - LAST]
+def figures(run: Path, last: int) -> dict[str, float]:
+    """The mean of each figure over the measurements of the last so many steps."""
+    first = steps_of(run) - last
+    lines = [line["figures"] for line in read_stats(run) if "figures" in line and line["step"] > first]
     return {name: statistics.mean(line[name] for line in lines) for name in lines[-1]}
 
 
@@ -83,13 +114,13 @@ def settings_of(folder: Path) -> dict[str, Any]:
 Pairs = dict[str, dict[str, list[float]]]  # figure -> seed -> its value in bf16 and in float32
 
 
-def collect(folder: Path) -> Pairs:
+def collect(folder: Path, last: int = LAST) -> Pairs:
     """The finished pairs among the trainings on one input."""
     pairs: Pairs = {}
     for run in sorted(folder.glob("fp32/seed-*")):
         both = [folder / precision / run.name for precision in PRECISIONS]
         if all(path.is_dir() and finished(path) for path in both):
-            half, full = (figures(path) for path in both)
+            half, full = (figures(path, last) for path in both)
             for name in full:
                 pairs.setdefault(name, {})[run.name] = [round(half[name], 4), round(full[name], 4)]
     return pairs
@@ -100,7 +131,7 @@ def show(given: argparse.Namespace) -> None:
     earlier = json.loads(given.pool.read_text(encoding="utf-8")) if given.pool else {"inputs": {}}
     result: dict[str, Any] = earlier["inputs"]
     for folder in sorted(path for path in given.folder.iterdir() if path.is_dir()):
-        found = collect(folder)
+        found = collect(folder, given.last)
         if not found:
             continue
         of_input = result.setdefault(folder.name, {"settings": settings_of(folder), "figures": {}})
@@ -128,7 +159,8 @@ def show(given: argparse.Namespace) -> None:
             print(text)
     if given.out:
         commits = [*earlier["earlier_commits"], earlier["commit"]] if given.pool else []
-        save(given.out, provenance() | {"earlier_commits": commits, "inputs": result})
+        about = {"earlier_commits": commits, "last_steps": given.last}
+        save(given.out, provenance() | about | {"inputs": result})
 
 
 def main() -> None:
@@ -139,11 +171,13 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--input", type=Path, nargs="+", required=True)
+    run.add_argument("--base", type=Path, nargs="+", help="a finished run for each input, to go on from")
     run.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     run.add_argument("--workers", type=int, default=2)
     run.set_defaults(work=train_all)
     shown = commands.add_parser("show")
     shown.add_argument("folder", type=Path)
+    shown.add_argument("--last", type=int, default=LAST, help="steps whose measurements count")
     shown.add_argument("--pool", type=Path, help="a result of `show`, whose seeds are taken too")
     shown.add_argument("--out", type=Path)
     shown.set_defaults(work=show)

@@ -10,10 +10,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from conftest import TRAINED_STEPS, Command
 
 from benchmarks import precision, step, time_to_quality
 from oneshotgan import config
 from oneshotgan.methods.oneshot import OneShot
+from oneshotgan.run import Run
 
 
 def test_step_times_every_variant_and_its_parts(
@@ -53,7 +55,8 @@ def test_a_replayed_step_is_launched_to_time_its_parts_and_count_its_work() -> N
 def write_run(folder: Path, rows: list[tuple[int, float, float, float]]) -> None:
     """Measurements as (step, seconds, SIFID, LPIPS), made at one pace."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"training": {"batch_size": 5}}))
+    training = {"batch_size": 5, "steps": precision.STEPS}
+    (folder / "config.json").write_text(json.dumps({"training": training}))
     pace = {"images_per_second": 5 * rows[0][0] / rows[0][1]}
     lines = [
         {"step": step, "figures": {"sifid64_x_small": sifid, "lpips_x_small": lpips}} | pace
@@ -129,7 +132,7 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "in" / "begun" / "fp32").mkdir(parents=True)
 
     def show(**given: Path | None) -> str:
-        arguments = {"folder": tmp_path / "in", "pool": None, "out": None} | given
+        arguments = {"folder": tmp_path / "in", "pool": None, "out": None, "last": precision.LAST} | given
         precision.show(precision.argparse.Namespace(**arguments))
         return capsys.readouterr().out
 
@@ -144,6 +147,16 @@ def test_precision_compares_finished_pairs(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit, match="seed-0, seed-1, seed-2 of photo too"):
         show(pool=out)
     for path in (tmp_path / "in").glob("photo/*/*/config.json"):
-        path.write_text(json.dumps({"training": {"batch_size": 4}}))
+        path.write_text(json.dumps({"training": {"batch_size": 4, "steps": precision.STEPS}}))
     with pytest.raises(SystemExit, match="other settings"):
         show(pool=out)
+
+
+def test_precision_goes_on_from_a_finished_run_with_another_seed(trained: Path, command: Command) -> None:
+    for seed in (1, 2):
+        run = Path(f"seed-{seed}")
+        precision.begin_from(trained, run, seed)
+        assert precision.steps_of(run) == TRAINED_STEPS + precision.STEPS
+        assert Run.open(run).settings.training.seed == seed
+        assert Run.open(run).checkpoint_steps()[-1] == TRAINED_STEPS
+        assert not Run.open(run).stats()
