@@ -382,6 +382,15 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(content)
 
 
+def listed(config: Config) -> list[tuple[str, str]]:
+    """Name and value of every setting that is set, as text."""
+    content = to_dict(config)
+    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for section in SECTIONS:
+        flat |= content[section]
+    return [(name, str(value)) for name, value in flat.items() if value is not None]
+
+
 def changed_fields(old: Config, new: Config) -> list[str]:
     """The names of the fields in which two settings differ, and ``method`` where that does."""
     if old.method != new.method:

@@ -19,7 +19,10 @@ ORDER = (
     "errors",
     "",  # the package itself, which imports the rest only inside functions
     "files",
+    "spread",
     "config",
+    "layout",
+    "curves",
     "media.shots",
     "media.pictures",
     "media.video",
