@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError, safe_open
+
 from oneshotgan import config
 from oneshotgan.config import Config
 from oneshotgan.errors import UserError
@@ -146,6 +148,19 @@ class RunFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or was not written by a training") from error
         return dict(content)
+
+
+def weights_step(path: Path) -> int:
+    """The step that a file of sampling weights was written at, from its header.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int((file.metadata() or {})["step"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged") from error
 
 
 def _whole_lines(text: str) -> list[dict[str, Any]]:
