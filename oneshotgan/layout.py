@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError, safe_open
-
 from oneshotgan import config
 from oneshotgan.config import Config
 from oneshotgan.errors import UserError
@@ -19,6 +17,7 @@ from oneshotgan.errors import UserError
 FOLDERS = ("input", "samples", "checkpoints", "snapshots", "model")
 FILES = ("config.json", "reals.png", "stats.jsonl", "metrics.json", "metrics-all.json")
 _TAIL = 2**16  # bytes at the end of stats.jsonl in which its last line lies
+_LARGEST_HEADER = 2**24  # bytes of a safetensors file's
 
 
 class RunFiles:
@@ -151,15 +150,18 @@ class RunFiles:
 
 
 def weights_step(path: Path) -> int:
-    """The step that a file of sampling weights was written at, from its header.
+    """The step that a safetensors file of sampling weights was written at, from its header alone.
 
     Raises:
         UserError: it is missing or damaged.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            return int((file.metadata() or {})["step"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                raise ValueError("no header")
+            return int(json.loads(file.read(length))["__metadata__"]["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged") from error
 
 

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from oneshotgan import __version__, config
-from oneshotgan.errors import UserError
+from oneshotgan.errors import UserError, one_line
 from oneshotgan.layout import RunFiles, weights_step
 from oneshotgan.web import favourites, uploads
 from oneshotgan.web.artist import Artist
@@ -64,7 +65,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.templates.globals |= {"version": __version__, "root": str(self.library.root), "run_url": run_url}
+        self.templates.globals |= {"version": __version__, "root": one_line(root), "run_url": run_url}
         self.templates.filters |= {"duration": duration, "thousands": "{:,}".format}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -377,7 +378,7 @@ class Pages:
         """The run of the address, whatever its state."""
         id = request.path_params["id"]
         path = self.library.place(id)
-        if not path.is_dir() and id not in self.trainings.begun_here():
+        if not os.path.isdir(path) and id not in self.trainings.begun_here():
             raise NotFound(id)
         return self._one(id)
 

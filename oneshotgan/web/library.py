@@ -127,7 +127,7 @@ class Library:
             UserError: it is broken.
         """
         path = self.place(id)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise NotFound(id)
         linked = [name for name in (*layout.FILES, *layout.FOLDERS) if (path / name).is_symlink()]
         if linked:
@@ -140,7 +140,7 @@ class Library:
         Raises:
             NotFound: it is not.
         """
-        if not _itself(path) or not path.is_relative_to(self.root) or not path.is_file():
+        if not _itself(path) or not path.is_relative_to(self.root) or not os.path.isfile(path):
             raise NotFound(path.name)
         return path
 

@@ -256,7 +256,6 @@ function showKept() {
     if (entry.toward !== undefined) { query.set("toward", entry.toward); query.set("at", entry.at.toFixed(2)); }
     const name = entry.toward === undefined ? `seed ${entry.seed}` : `${entry.seed} → ${entry.toward} at ${entry.at.toFixed(2)}`;
     image.alt = `${name} of ${entry.run}`;
-    image.loading = "lazy";
     image.addEventListener("error", () => item.classList.add("gone"));
     image.src = `${entry.url}sample?${query}`;
     remove.type = "button";
