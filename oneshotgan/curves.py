@@ -32,7 +32,8 @@ def curves(stats: list[dict[str, Any]]) -> list[Curve]:
         losses = {
             k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")
         }
-        for name, value in (losses | line.get("figures", {})).items():
+        figures = line.get("figures")
+        for name, value in (losses | (figures if isinstance(figures, dict) else {})).items():
             if isinstance(value, int | float):
                 series.setdefault(name, []).append((line["step"], value))
     return [_curve(name, points) for name, points in series.items()]

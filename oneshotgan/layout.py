@@ -65,7 +65,7 @@ class RunFiles:
     def stats(self) -> list[dict[str, Any]]:
         """The whole lines of stats.jsonl; a torn last line is left out."""
         path = self.path / "stats.jsonl"
-        if not path.exists():
+        if not path.is_file():
             return []
         return _whole_lines(path.read_text(encoding="utf-8", errors="replace"))
 
@@ -97,7 +97,7 @@ class RunFiles:
                 for number in (entry["value"], entry["standard_error"] or 0.0):
                     float(number)
             return figures, int(content["step"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged: oneshotgan evaluate {path.parent} writes it anew") from error
 
     # --- pictures and weights ---
@@ -144,7 +144,7 @@ class RunFiles:
                 whole and all(isinstance(v, str) for v in texts) and all(isinstance(v, int) for v in numbers)
             ):
                 raise TypeError("an entry of another type")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged or was not written by a training") from error
         return dict(content)
 
@@ -161,7 +161,7 @@ def weights_step(path: Path) -> int:
             if length > _LARGEST_HEADER:
                 raise ValueError("no header")
             return int(json.loads(file.read(length))["__metadata__"]["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged") from error
 
 
@@ -171,7 +171,7 @@ def _whole_lines(text: str) -> list[dict[str, Any]]:
     for one in text.splitlines():
         try:
             line = json.loads(one)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

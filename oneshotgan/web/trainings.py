@@ -89,8 +89,8 @@ class Trainings:
         return State("failed" if said else "stopped", log=log, said=said)
 
     def begun_here(self) -> list[str]:
-        """The ids of runs that this server was to begin, whether or not there is a run yet."""
-        return list(self._own)
+        """The ids of runs that this server was to begin, but for those stopped before there was a run."""
+        return [id for id, process in list(self._own.items()) if process.poll() != -signal.SIGTERM]
 
     # --- acting ---
 

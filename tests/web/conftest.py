@@ -139,7 +139,9 @@ def ended(server: Server) -> int:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, trained_once: Path, random_weights: Path) -> Iterator[Server]:
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, trained_once: Path, random_weights: Path
+) -> Iterator[Server]:
     """A server of a folder with two runs, for looking only: ``one`` and ``more/two``."""
     root = tmp_path_factory.mktemp("page") / "runs"
     shutil.copytree(trained_once, root / "one")
@@ -151,7 +153,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, trained_once: Path, random_
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts servers of the folder ``runs`` in the test's own folder; they and their trainings end with it."""
+    """Starts servers of the folder ``runs`` in the test's own; they and their trainings end with it."""
     servers: list[Server] = []
 
     def serve(*arguments: object, **environment: str) -> Server:

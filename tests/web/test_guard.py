@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
-from web.conftest import Serve, Server, ended
 
 from oneshotgan.web.guard import HEADERS
+from web.conftest import Serve, Server, ended
 
 # --- Host and Origin ---
 
@@ -20,7 +20,8 @@ from oneshotgan.web.guard import HEADERS
 @pytest.mark.parametrize(
     "host",
     ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil:{port}", "",
-     "127.0.0.1:{port}@evil.example", "evil@127.0.0.1:{port}", "[::1", "192.168.0.1:{port}", "127.0.0.1:{port}/x"],
+     "127.0.0.1:{port}@evil.example", "evil@127.0.0.1:{port}", "[::1", "192.168.0.1:{port}",
+     "127.0.0.1:{port}/x"],
 )  # fmt: skip
 def test_a_foreign_name_is_refused(shared: Server, host: str) -> None:
     reply = shared("/", headers={"Host": host.format(port=shared.host.split(":")[1])})
@@ -122,7 +123,9 @@ def test_the_token_opens_once_and_the_cookie_stays(serve: Serve) -> None:
     known = local | {"Cookie": cookie.split(";")[0]}
     assert server("/", headers=known).status == 200
     assert server("/", headers=local | {"Authorization": "Bearer correct horse"}).status == 200
-    assert server("//evil.example/?token=correct+horse", headers=local).headers["location"] == "/evil.example/"
+    assert (
+        server("//evil.example/?token=correct+horse", headers=local).headers["location"] == "/evil.example/"
+    )
     # Numbers and this machine's name are served, a name that may be pointed here is not.
     assert server("/", headers=known | {"Host": f"192.168.7.7:{port}"}).status == 200
     assert server("/", headers=known | {"Host": f"rebound.example:{port}"}).status == 421
@@ -153,7 +156,9 @@ def test_no_way_up_or_aside(shared: Server, trained_once: Path, end: str) -> Non
     assert shared(f"/runs/more/two{end}").status == 200
 
 
-@pytest.mark.parametrize("path", ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd"]
+)
 def test_static_files_alone(shared: Server, path: str) -> None:
     reply = shared(path)
     assert reply.status == 404
@@ -175,7 +180,12 @@ def test_links_in_a_run_lead_nowhere(serve: Serve, trained_once: Path) -> None:
     shutil.move(server.root / "weights" / "model" / "model.safetensors", server.root.parent / "w.safetensors")
     (server.root / "weights" / "model" / "model.safetensors").symlink_to(server.root.parent / "w.safetensors")
     assert "is a link" in server("/runs/reals/").text
-    for path in ("/runs/reals/reals", "/runs/sheet/sheet/8", "/runs/folder/sheet/8", "/runs/weights/sample?seed=0"):
+    for path in (
+        "/runs/reals/reals",
+        "/runs/sheet/sheet/8",
+        "/runs/folder/sheet/8",
+        "/runs/weights/sample?seed=0",
+    ):
         assert server(path).status in (400, 404), path
     assert server("/runs/sheet/sheet/4").status == 200
     assert server("/").status == 200
@@ -198,7 +208,8 @@ def test_a_link_of_the_log_leads_nowhere(serve: Serve, trained_once: Path) -> No
      "/runs/one/sample?seed=-1", "/runs/one/sample?seed=1e3", "/runs/one/sample?seed=" + "9" * 30,
      "/runs/one/sample?seed=1&truncation=nan", "/runs/one/sample?seed=1&truncation=2",
      "/runs/one/sample?seed=1&toward=2&at=-0.1", "/runs/one/sample?seed=1&step=7", "/runs/one/model?step=7",
-     "/runs/one/copy?frame=5&copy=0", "/runs/one/copy?frame=0&copy=99", "/runs/one/nearest?seeds=" + ",".join("1" * 80),
+     "/runs/one/copy?frame=5&copy=0", "/runs/one/copy?frame=0&copy=99",
+     "/runs/one/nearest?seeds=" + ",".join("1" * 80),
      "/runs/one/nearest?seeds=1,,2", "/runs/" + "a" * 3000 + "/", "/runs/one/part/nothing", "/nothing"],
 )  # fmt: skip
 def test_what_is_not_there_is_told(shared: Server, path: str) -> None:

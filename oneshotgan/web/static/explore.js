@@ -59,6 +59,7 @@ async function chooseStep(pane, index) {
   if (asked !== pane.asked) return;  // the slider has moved on
   Object.assign(pane, { step, model });
   draw(pane, index);
+  writeAddress();
 }
 
 // --- controls ---
@@ -160,6 +161,7 @@ function drawTiles() {
       figure.querySelector("span").textContent = seed;
       figure.querySelector("img").alt = `sample of seed ${seed}`;
       figure.querySelector(".picture").setAttribute("aria-label", `Seed ${seed}: look closer`);
+      figure.querySelector(".star").setAttribute("aria-label", `Keep seed ${seed}`);
     });
   });
 }
@@ -167,7 +169,7 @@ function drawTiles() {
 function tile(pane, index, grid) {
   const figure = document.createElement("figure");
   figure.className = "tile";
-  figure.innerHTML = '<button type="button" class="picture"><img></button><figcaption><span></span><button type="button" class="star"></button></figcaption>';
+  figure.innerHTML = '<button type="button" class="picture"><img></button><figcaption><span></span><button type="button" class="star" aria-pressed="false">☆</button></figcaption>';
   const image = figure.querySelector("img");
   image.width = grid.dataset.width;
   image.height = grid.dataset.height;
@@ -242,7 +244,6 @@ function stars() {
       const star = figure.querySelector(".star"), seed = Number(figure.dataset.seed), on = isKept(favourite(pane, seed), entries);
       star.textContent = on ? "★" : "☆";
       star.setAttribute("aria-pressed", on);
-      star.setAttribute("aria-label", `Keep seed ${seed}`);
     }
   });
 }
