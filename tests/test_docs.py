@@ -34,6 +34,8 @@ def shortened(words: list[str]) -> list[str]:
         return ["benchmark", "tiny.toml", "--out", words[words.index("--out") + 1]]
     if words[0] == "evaluate":
         return [*words, "--count", "3"]
+    if words[0] == "serve":  # until Ctrl-C: tests/web does it
+        return ["serve", "--help"]
     if words[0] != "train":
         return words
     for flag in ("--steps", "--threads", "--precision", "--preset"):

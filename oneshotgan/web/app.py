@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -32,7 +33,7 @@ from oneshotgan.errors import UserError, one_line
 from oneshotgan.layout import RunFiles, weights_step
 from oneshotgan.web import favourites, uploads
 from oneshotgan.web.artist import Artist
-from oneshotgan.web.drawing import Changed, Drawing, Sample, whole
+from oneshotgan.web.drawing import Changed, Drawing, GivenUp, Sample, whole
 from oneshotgan.web.library import Card, Library, NotFound
 from oneshotgan.web.trainings import State, Trainings
 
@@ -142,7 +143,7 @@ class Pages:
 
     def runs_json(self, request: Request) -> Response:
         """The same as JSON."""
-        return JSONResponse({"runs": [_described(run) for run in self._shown()]})
+        return _json({"runs": [_described(run) for run in self._shown()]})
 
     def _shown(self) -> list[Shown]:
         running = self.trainings.running()
@@ -217,7 +218,7 @@ class Pages:
             run = self.library.run(shown.card.id)
             content |= {"sheets": run.sheet_steps(), "snapshots": run.snapshot_steps()}
             content["model"] = self._model(run, None)
-        return JSONResponse(content)
+        return _json(content)
 
     def model(self, request: Request) -> Response:
         """Step and checksum of a snapshot, or of the newest model."""
@@ -226,7 +227,7 @@ class Pages:
         found = self._model(run, step)
         if found is None:
             raise NotFound("model")
-        return JSONResponse(found)
+        return _json(found)
 
     def _model(self, run: RunFiles, step: int | None) -> dict[str, Any] | None:
         try:
@@ -256,9 +257,10 @@ class Pages:
         headers = {"ETag": _etag(asked, current), "Cache-Control": _FOREVER if checksum else "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        if await request.is_disconnected():  # the slider has moved on
+        try:
+            drawn = await self.drawing.draw(asked, current, request.is_disconnected)
+        except GivenUp:  # the slider has moved on
             return Response(status_code=204)
-        drawn = await self.drawing.draw(asked, current)
         headers |= {"X-Step": str(drawn.step), "X-Model": drawn.checksum}
         return Response(drawn.png, media_type="image/png", headers=headers)
 
@@ -267,9 +269,9 @@ class Pages:
         asked = Sample.parsed(request.path_params["id"], request.query_params)
         seeds = _seeds(request.query_params.get("seeds", "0"))
         try:
-            return JSONResponse(await self.drawing.nearest(asked, seeds))
+            return _json(await self.drawing.nearest(asked, seeds))
         except UserError as error:
-            return JSONResponse({"nearest": [], "frames": 0, "reason": str(error)})
+            return _json({"nearest": [], "frames": 0, "reason": str(error)})
 
     async def copy(self, request: Request) -> Response:
         """One of the images that samples are compared with."""
@@ -351,7 +353,7 @@ class Pages:
             path.unlink(missing_ok=True)
             path.parent.rmdir()
             raise
-        return JSONResponse({"run": id, "url": run_url(id)}, 201)
+        return _json({"run": id, "url": run_url(id)}, 201)
 
     def stop(self, request: Request) -> Response:
         """Ask a training to end."""
@@ -388,11 +390,16 @@ class Pages:
             asyncio.run_coroutine_threadsafe(self.artist.start(), self._loop)
 
     def _page(self, template: str, **content: Any) -> Response:
-        return HTMLResponse(self.templates.get_template(template).render(**content))
+        return HTMLResponse(self._rendered(template, **content))
+
+    def _rendered(self, template: str, **content: Any) -> str:
+        """A template filled in; what a file holds that is no text is replaced."""
+        text = self.templates.get_template(template).render(**content)
+        return text.encode("utf-8", "replace").decode()
 
     def _part(self, template: str, **content: Any) -> str:
         """A part that asks for itself again; its address ends in ``seen=`` and a digest of its content."""
-        text = self.templates.get_template(template).render(**content)
+        text = self._rendered(template, **content)
         digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
         return text.replace('seen="', f'seen={digest}"')
 
@@ -415,9 +422,8 @@ class Pages:
 
     def _problem(self, request: Request, code: int, said: str) -> Response:
         if "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers:
-            page = self.templates.get_template("problem.html").render(said=said)
-            return HTMLResponse(page, code)
-        return JSONResponse({"error": said}, code)
+            return HTMLResponse(self._rendered("problem.html", said=said), code)
+        return _json({"error": said}, code)
 
 
 # --- small things ---
@@ -451,8 +457,15 @@ def _described(shown: Shown) -> dict[str, Any]:
         "step": card.step,
         "steps": card.steps,
         "size": list(card.size),
-        "figures": {name: value for name, (value, _) in card.figures.items()},
+        "figures": {
+            name: value if math.isfinite(value) else None for name, (value, _) in card.figures.items()
+        },
     }
+
+
+def _json(content: dict[str, Any], code: int = 200) -> Response:
+    """JSON in ASCII, so that no name in a file can break it."""
+    return Response(json.dumps(content, allow_nan=False), code, media_type="application/json")
 
 
 def _rank(card: Card, figure: str) -> tuple[bool, float]:

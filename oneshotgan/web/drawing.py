@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ LARGEST_SEED = 2**32 - 1
 
 class Changed(Exception):
     """The model is not the one that was asked for any more."""
+
+
+class GivenUp(Exception):
+    """Nobody waits for the image any more."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,21 @@ class Drawing:
             self._memory.move_to_end((sample, checksum))
         return found
 
-    async def draw(self, sample: Sample, checksum: str | None = None) -> Drawn:
+    async def draw(
+        self,
+        sample: Sample,
+        checksum: str | None = None,
+        given_up: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Drawn:
         """The image of a sample.
 
         Args:
             checksum: of the model that it is asked of; None for whatever is there.
+            given_up: asked when its turn comes.
 
         Raises:
             Changed: the model has another checksum now.
+            GivenUp: nobody waits for it any more.
             NotFound, UserError: there is no such run or snapshot, or it cannot be drawn.
         """
         path, current = await self.model(sample.run, sample.step)
@@ -115,6 +126,8 @@ class Drawing:
         if (found := self.remembered(sample, current)) is not None:
             return found
         async with self._turn:
+            if given_up is not None and await given_up():
+                raise GivenUp
             said, png = await self.artist.ask(
                 {
                     "what": "draw",

@@ -195,7 +195,14 @@ class Library:
     def curves(self, run: RunFiles) -> list[Curve]:
         """The losses and figures in stats.jsonl, ready to draw."""
         path = run.path / "stats.jsonl"
-        return self._remembered(("curves", str(path), _state(path)), lambda: curves(run.stats()))
+
+        def draw() -> list[Curve]:
+            try:
+                return curves(run.stats())
+            except (OSError, ArithmeticError, ValueError, TypeError):  # whatever stands in that file
+                return []
+
+        return self._remembered(("curves", str(path), _state(path)), draw)
 
     def checksum(self, path: Path) -> str:
         """A file's SHA-256.

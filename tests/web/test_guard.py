@@ -113,6 +113,7 @@ def test_the_token_opens_once_and_the_cookie_stays(serve: Serve) -> None:
         assert "set-cookie" not in reply.headers
     assert server("/", headers=local | {"Cookie": f"oneshotgan-{port}=correct horse"}).status == 401
     assert server("/", headers=local | {"Cookie": "broken\x01="}).status == 401
+    assert server("/", headers=local | {"Cookie": f"oneshotgan-{port}={'0' * 64}"}).status == 401
     opened = server("/explore?token=correct+horse&run=a%2Fb", headers=local)
     assert opened.status == 303
     assert opened.headers["location"] == "/explore?run=a%2Fb"

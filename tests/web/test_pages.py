@@ -179,6 +179,14 @@ def break_it(run: Path, how: str) -> None:
         (run / "model" / "model.safetensors").write_bytes(b"\xff" * 100)
     elif how == "model settings":
         (run / "model" / "config.json").write_text("{}")
+    elif how == "no text, no numbers":
+        measured(run, **{"sifid\ud800": (float("nan"), "↓"), "lpips": (float("inf"), "↑")})
+        line = {"step": 10**400, "loss_\ud800": 2.0, "loss_G": 10**400, "seconds": float("inf")}
+        (run / "stats.jsonl").write_text(
+            json.dumps(line) + "\n" + json.dumps({"step": 3, "loss_G": 1}) + "\n"
+        )
+        config["run"]["machines"] = [{"processor": "\ud800"}]
+        (run / "config.json").write_text(json.dumps(config))
     elif how == "markup":
         config["run"]["source"]["name"] = "<script>alert(1)</script>{{ 7 * 7 }}"
         config["run"]["machines"] = [{"processor": "<b>x", "device": None}]
@@ -187,7 +195,15 @@ def break_it(run: Path, how: str) -> None:
 
 BROKEN = ("no config", "no json", "deep json", "a list", "other types", "strange settings", "figures",
           "figures of a list")  # fmt: skip
-HARMLESS = ("stats", "folders are files", "files are folders", "weights", "model settings", "markup")
+HARMLESS = (
+    "no text, no numbers",
+    "stats",
+    "folders are files",
+    "files are folders",
+    "weights",
+    "model settings",
+    "markup",
+)
 
 
 def test_broken_runs_are_shown_as_broken_and_harm_nothing(serve: Serve, trained_once: Path) -> None:
@@ -212,6 +228,17 @@ def test_broken_runs_are_shown_as_broken_and_harm_nothing(serve: Serve, trained_
     assert server("/runs/good/sample?seed=0").status == 200
     assert "{{ 7 * 7 }}" in server("/runs/markup/").text
     assert "Traceback" not in (server.root.parent / "server.err").read_text()
+
+
+def test_whatever_breaks_a_card_breaks_only_that_card(
+    trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oneshotgan.layout import RunFiles
+    from oneshotgan.web.library import Library
+
+    shutil.copytree(trained_once, tmp_path / "one")
+    monkeypatch.setattr(RunFiles, "sheet_steps", lambda run: 1 // 0)
+    assert "ZeroDivisionError" in Library(tmp_path).card("one").problem
 
 
 # --- large ones, and a training beside ---
