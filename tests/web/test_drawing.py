@@ -123,7 +123,7 @@ def test_a_worker_that_dies_is_replaced(serve: Serve, trained_once: Path) -> Non
     server = serve()
     shutil.copytree(trained_once, server.root / "one")
     first = server("/runs/one/sample?seed=1").body
-    for seed in range(2, 5):
+    for seed in (2, 3):
         worker = server.worker()
         os.kill(worker, signal.SIGKILL)
         assert server(f"/runs/one/sample?seed={seed}").status == 200
