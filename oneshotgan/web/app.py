@@ -117,7 +117,9 @@ class Pages:
         content = self._cards(request)
         return self._page(
             "index.html",
-            cards=content,
+            cards=self._part("cards.html", **content),
+            figures=content["figures"],
+            sort=content["sort"],
             methods=config.METHODS,
             presets=config.PRESETS,
             most_bytes=uploads.MOST_BYTES,
@@ -125,11 +127,12 @@ class Pages:
 
     def cards(self, request: Request) -> Response:
         """The cards alone; 204 where the browser has them already."""
-        content = self._cards(request)
+        content = self._part("cards.html", **self._cards(request))
         known = f'seen={request.query_params.get("seen", "")}"' in content
         return Response(status_code=204) if known else HTMLResponse(content)
 
-    def _cards(self, request: Request) -> str:
+    def _cards(self, request: Request) -> dict[str, Any]:
+        """The runs in the order asked for, and the figures that they can be sorted by."""
         shown = self._shown()
         figures = sorted({name for run in shown for name in run.card.figures})
         sort = request.query_params.get("sort", "newest")
@@ -139,7 +142,7 @@ class Pages:
             shown.sort(key=lambda run: -run.card.step)
         elif sort == "newest":
             shown.sort(key=lambda run: -run.card.changed)
-        return self._part("cards.html", runs=shown, figures=figures, sort=sort)
+        return {"runs": shown, "figures": figures, "sort": sort}
 
     def runs_json(self, request: Request) -> Response:
         """The same as JSON."""

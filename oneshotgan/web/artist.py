@@ -13,6 +13,7 @@ from typing import Any
 from oneshotgan.errors import UserError
 
 PATIENCE = 120.0  # seconds for one answer; after that the process is given up
+LONG_PATIENCE = 1800.0  # for a comparison with all frames of a clip
 _LINE = 2**20  # bytes of an answer's first line at most
 
 Answer = tuple[dict[str, Any], bytes]
@@ -50,7 +51,7 @@ class Artist:
             self._waiting = {}
             self._reader = asyncio.create_task(self._read(self._process, self._waiting))
 
-    async def ask(self, request: dict[str, Any]) -> Answer:
+    async def ask(self, request: dict[str, Any], patience: float = PATIENCE) -> Answer:
         """The answer to a request, see `worker`; asked again once if the process dies over it.
 
         Raises:
@@ -59,7 +60,7 @@ class Artist:
         for _ in range(2):
             await self.start()
             try:
-                said, content = await asyncio.wait_for(self._send(request), PATIENCE)
+                said, content = await asyncio.wait_for(self._send(request), patience)
             except TimeoutError:
                 self._kill()
                 raise UserError("the drawing process did not answer and was ended: try again") from None

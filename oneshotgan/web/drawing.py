@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oneshotgan.errors import UserError
-from oneshotgan.web.artist import Artist
+from oneshotgan.web.artist import LONG_PATIENCE, Artist
 from oneshotgan.web.library import Library
 
 REMEMBERED = 64 * 2**20  # bytes of PNG
@@ -161,7 +161,8 @@ class Drawing:
                     "step": sample.step,
                     "seeds": seeds,
                     "truncation": sample.truncation,
-                }
+                },
+                LONG_PATIENCE,
             )
             self._compared[key] = {"nearest": said["nearest"], "frames": said["frames"]}
             while len(self._compared) > COMPARED:

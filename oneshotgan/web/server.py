@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 
@@ -57,7 +58,7 @@ def serve(
 
     async def run() -> None:
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        ready(f"http://{shown}:{port}/" + (f"?token={quote(token)}" if token else ""))
         await uvicorn.Server(settings).serve(sockets=[listening])
 
     try:

@@ -271,6 +271,15 @@ def test_a_visit(page: Server, browser: Browser, tmp_path: Path) -> None:
     )
     browser.until("[...document.querySelectorAll('#pairs img')].filter((i) => i.naturalWidth).length === 24")
 
+    # What was opened stays open when the part that it stands in comes again.
+    browser.run("document.querySelector('#status details').open = true")
+    browser.run("document.getElementById('status').dataset.old = 'yes'")
+    with open(page.root / "garden-oneshot" / "stats.jsonl", "a") as file:
+        file.write(json.dumps({"step": 2, "loss_G": 1.0, "seconds": 4000.0}) + "\n")
+    browser.until("document.getElementById('status').dataset.old !== 'yes'")
+    assert "1 h 06 min" in browser.run("document.getElementById('status').textContent")
+    assert browser.run("document.querySelector('#status details').open")
+
     # Nothing was asked of anyone else, and nothing stood in the console.
     assert browser.complaints() == []
     outside = {

@@ -104,7 +104,7 @@ def test_another_host_needs_a_token(command: Command, tmp_path: Path) -> None:
 
 def test_the_token_opens_once_and_the_cookie_stays(serve: Serve) -> None:
     server = serve("--host", "0.0.0.0", "--token", "correct horse")
-    assert server.address.endswith("/?token=correct horse")
+    assert server.address.endswith("/?token=correct%20horse")
     port = server.host.split(":")[1]
     local = {"Host": f"127.0.0.1:{port}"}
     for path in ("/", "/static/style.css", "/?token=wrong", "/?token=", "/runs.json"):

@@ -12,6 +12,15 @@ addEventListener("toggle", (event) => {
   if (log) log.scrollTop = log.scrollHeight;
 }, true);
 
+// A part that comes again keeps what was opened in it.
+let opened = [];
+document.addEventListener("htmx:beforeSwap", (event) => {
+  opened = [...event.detail.target.querySelectorAll("details")].map((details) => details.open);
+});
+document.addEventListener("htmx:load", (event) => {
+  event.detail.elt.querySelectorAll("details").forEach((details, place) => { if (opened[place]) details.open = true; });
+});
+
 async function post(address, body) {
   const answer = await fetch(address, { method: "POST", body, headers: { Accept: "application/json, text/html" , "HX-Request": "true" } });
   if (answer.ok) return answer;
