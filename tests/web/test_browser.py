@@ -278,7 +278,7 @@ def test_a_visit(page: Server, browser: Browser, tmp_path: Path) -> None:
         file.write(json.dumps({"step": 2, "loss_G": 1.0, "seconds": 4000.0}) + "\n")
     browser.until("document.getElementById('status').dataset.old !== 'yes'")
     assert "1 h 06 min" in browser.run("document.getElementById('status').textContent")
-    assert browser.run("document.querySelector('#status details').open")
+    browser.until("document.querySelector('#status details').open")
 
     # Nothing was asked of anyone else, and nothing stood in the console.
     assert browser.complaints() == []

@@ -13,12 +13,12 @@ addEventListener("toggle", (event) => {
 }, true);
 
 // A part that comes again keeps what was opened in it.
-let opened = [];
-document.addEventListener("htmx:beforeSwap", (event) => {
-  opened = [...event.detail.target.querySelectorAll("details")].map((details) => details.open);
+const opened = {};
+document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+  opened[target.id] = [...target.querySelectorAll("details")].map((details) => details.open);
 });
-document.addEventListener("htmx:load", (event) => {
-  event.detail.elt.querySelectorAll("details").forEach((details, place) => { if (opened[place]) details.open = true; });
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  elt.querySelectorAll("details").forEach((details, place) => { if (opened[elt.id]?.[place]) details.open = true; });
 });
 
 async function post(address, body) {
