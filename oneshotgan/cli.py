@@ -447,6 +447,41 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
 
 
 @app.command
+def serve(
+    folder: Path,
+    /,
+    *,
+    port: Whole = 8000,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    trainings: Whole = 1,
+) -> None:
+    """Open a local page about all runs below a folder: look, explore, compare, train. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    folder
+        The folder that holds the run directories, at any depth.
+    port
+        Where the page listens; 0 for any free port.
+    host
+        Another address than this machine's own lets others in, and needs --token.
+    token
+        A secret without which the page answers nothing.
+    trainings
+        How many trainings the page may have running at once; 0 for none.
+    """
+    try:
+        import starlette  # noqa: F401  # of an extra
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the page needs more packages: pip install 'oneshotgan[web]' ({error})") from error
+    from oneshotgan.web.server import serve
+
+    serve(folder, host, port, token, trainings, ready=lambda address: print(address, flush=True), say=_say)
+
+
+@app.command
 def settings(
     preset: str = "preview",
     /,

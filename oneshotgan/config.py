@@ -363,15 +363,6 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flat(config: Config) -> list[tuple[str, Any]]:
-    """Name and value of everything that is set, in order."""
-    content = to_dict(config)
-    named = {key: value for key, value in content.items() if key not in SECTIONS}
-    for section in SECTIONS:
-        named |= content[section]
-    return [(name, value) for name, value in named.items() if value is not None]
-
-
 def from_dict(content: Mapping[str, Any]) -> Config:
     """The settings back from `to_dict`; unknown or ill-typed entries raise a UserError.
 
@@ -390,6 +381,15 @@ def to_toml(config: Config) -> str:
     for section in SECTIONS:
         content[section] = {name: value for name, value in content[section].items() if value is not None}
     return tomli_w.dumps(content)
+
+
+def listed(config: Config) -> list[tuple[str, str]]:
+    """Name and value of every setting that is set, as text."""
+    content = to_dict(config)
+    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for section in SECTIONS:
+        flat |= content[section]
+    return [(name, str(value)) for name, value in flat.items() if value is not None]
 
 
 def changed_fields(old: Config, new: Config) -> list[str]:

@@ -50,11 +50,6 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` indices, evenly spread, the first and the last among them."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
-
-
 def in_batches(images: Tensor, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Images as float32 (n, 3, H, W) in [-1, 1], as many at once as `PIXELS_AT_ONCE` allows.
 

@@ -106,7 +106,7 @@ def card(content: dict[str, Any], step: int, place: Path) -> str:
         source=run and _plain(run.record["source"]["name"]),
         frames=run and run.record["frames"]["count"],
         figures=_figures(run, step),
-        settings=config.flat(run.settings) if run else sorted(content["model"].items()),
+        settings=config.listed(run.settings) if run else sorted(content["model"].items()),
     )
 
 

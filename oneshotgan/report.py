@@ -7,9 +7,8 @@ are SVG, there is no script, and the page's own policy forbids the browser any r
 from __future__ import annotations
 
 import base64
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
@@ -21,7 +20,8 @@ import torch
 from jinja2 import Environment, StrictUndefined
 
 from oneshotgan import __version__, config, media
-from oneshotgan.data import in_batches, spread, to_uint8
+from oneshotgan.curves import curves
+from oneshotgan.data import in_batches, to_uint8
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_text
 from oneshotgan.machine import memory_errors
@@ -29,25 +29,11 @@ from oneshotgan.metrics.distance import COPIES, distance_to_train, training_copi
 from oneshotgan.perceptual import LPIPS
 from oneshotgan.run import Run
 from oneshotgan.sampling import OneShotGAN
+from oneshotgan.spread import spread
 
 SHOWN = 16  # samples of each run, the seeds 0 … 15
 SHOWN_REALS = 16  # training images of each run
 COMPARED = 200  # training images among which the nearest is looked for
-CURVE_POINTS = 300
-CURVE_SIZE = (300.0, 90.0)  # width and height of a curve, in the units of its drawing
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One series over the steps, ready to draw: the points of a polyline, and what the axes say."""
-
-    name: str
-    points: str
-    low: float
-    high: float
-    first: int
-    last: int
-    value: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
     settings, record, frames = run.settings, run.record, run.frames()
     gan = OneShotGAN.from_pretrained(run.path)
     stats = run.stats()
-    figures, measured_at = _read_figures(run.path / "metrics.json")
+    figures, measured_at = run.figures()
     shown = spread(len(frames), SHOWN_REALS)
     machines = [f"{m['processor']}, {m['device']}, {m['precision']}" for m in record["machines"]]
     height, width = frames.shape[1:3]
@@ -120,8 +106,8 @@ def _describe(run: Run, network: LPIPS | None) -> dict[str, Any]:
         "samples": _samples(gan, frames, network),
         "figures": figures,
         "measured_at": measured_at,
-        "curves": _curves(stats),
-        "settings": [(name, str(value)) for name, value in config.flat(settings)],
+        "curves": curves(stats),
+        "settings": config.listed(settings),
     }
 
 
@@ -147,53 +133,3 @@ def _samples(gan: OneShotGAN, frames: np.ndarray, network: LPIPS | None) -> list
 def _picture(image: np.ndarray) -> str:
     """A (H, W, 3) uint8 image as the address of an embedded PNG."""
     return "data:image/png;base64," + base64.b64encode(media.encode_png(image)).decode()
-
-
-def _read_figures(path: Path) -> tuple[dict[str, dict[str, Any]], int | None]:
-    """The figures in metrics.json by name, and the step they were measured at."""
-    if not path.is_file():
-        return {}, None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        figures = {str(entry["name"]): entry for entry in content["figures"]}
-        for entry in figures.values():
-            if not (isinstance(entry["direction"], str) and isinstance(entry["count"], int)):
-                raise TypeError("an entry of another type")
-            for number in (entry["value"], entry["standard_error"] or 0.0):
-                float(number)
-        return figures, int(content["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: oneshotgan evaluate {path.parent} writes it anew") from error
-
-
-def _curves(stats: list[dict[str, Any]]) -> list[Curve]:
-    """One curve for each loss, and for each figure measured during training."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for line in stats:
-        losses = {
-            k: v for k, v in line.items() if k not in ("step", "seconds", "images_per_second", "figures")
-        }
-        for name, value in (losses | line.get("figures", {})).items():
-            if isinstance(value, int | float):
-                series.setdefault(name, []).append((line["step"], value))
-    return [_curve(name, points) for name, points in series.items()]
-
-
-def _curve(name: str, points: list[tuple[int, float]]) -> Curve:
-    values = [value for _, value in points]
-    low, high, first, last = min(values), max(values), points[0][0], points[-1][0]
-    width, height = CURVE_SIZE
-
-    def place(step: int, value: float) -> str:
-        x = width * (step - first) / max(last - first, 1)
-        y = height * (1 - (value - low) / ((high - low) or 1))
-        return f"{x:.1f},{y:.1f}"
-
-    drawn = " ".join(place(*point) for point in _thinned(points))
-    return Curve(name, drawn, low, high, first, last, values[-1])
-
-
-def _thinned(points: list[tuple[int, float]]) -> Iterable[tuple[int, float]]:
-    """At most `CURVE_POINTS` points, the first and the last among them."""
-    chosen = spread(len(points), CURVE_POINTS)
-    return (points[i] for i in chosen)

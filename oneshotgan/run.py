@@ -26,9 +26,10 @@ from torch import Tensor
 
 from oneshotgan import __version__, config, media
 from oneshotgan.config import Config
-from oneshotgan.data import spread
 from oneshotgan.errors import UserError
 from oneshotgan.files import replacing, storage_errors, write_bytes, write_json, write_text
+from oneshotgan.layout import RunFiles
+from oneshotgan.spread import spread
 
 KEPT_CHECKPOINTS = 3
 KEPT_SNAPSHOTS = 32
@@ -56,11 +57,11 @@ class Board(Protocol):
         """The contact sheet of `step`, uint8 (H, W, 3)."""
 
 
-class Run:
+class Run(RunFiles):
     """A run directory. `create` begins one, `Run.open` takes one up."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.board: Board | None = None  # is told what is written, too
         self._lock_file: os.stat_result | None = None  # while this process holds the lock
 
@@ -91,40 +92,6 @@ class Run:
         content = {"method": model["method"], "model": model["model"], "size": list(frames.shape[1:3])}
         write_json(self.path / "model" / "config.json", content)
         self._write_config(settings, record)
-
-    @classmethod
-    def open(cls, path: Path | str) -> Run:
-        """Take up the run at `path`.
-
-        Raises:
-            UserError: there is no run, or its config.json cannot be read.
-        """
-        run = cls(Path(path))
-        if not run.exists(run.path):
-            raise UserError(f"{path} is no run directory: it holds no config.json of a training")
-        run.settings, run.record  # noqa: B018  # read once, so that a damaged file is found here
-        return run
-
-    @staticmethod
-    def exists(path: Path | str) -> bool:
-        """Whether a run was begun at `path`."""
-        return os.path.isfile(Path(path) / "config.json") and os.path.isdir(Path(path) / "input")
-
-    @property
-    def settings(self) -> Config:
-        """The settings in config.json."""
-        content = self._read_config()
-        content.pop("run")
-        try:
-            return config.from_dict(content)
-        except UserError as error:
-            raise UserError(f"{self.path / 'config.json'} is damaged: {error}") from error
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What config.json records beside the settings: version, source, frames, machines."""
-        record: dict[str, Any] = self._read_config()["run"]
-        return record
 
     def frames(self) -> np.ndarray:
         """The training images, uint8 (N, H, W, 3), as written in ``input/`` when the run began.
@@ -204,7 +171,7 @@ class Run:
         """The contact sheet of uint8 (N, H, W, 3) images at `step`."""
         self.check_place()
         sheet = media.contact_sheet(images)
-        media.write_png(self.path / "samples" / f"step-{step:06d}.png", sheet)
+        media.write_png(self.sheet_path(step), sheet)
         if self.board is not None:
             self.board.samples(step, sheet)
 
@@ -223,21 +190,6 @@ class Run:
         if self.board is not None:
             self.board.stats(line)
 
-    def stats(self) -> list[dict[str, Any]]:
-        """The whole lines of stats.jsonl; a torn last line is left out."""
-        path = self.path / "stats.jsonl"
-        if not path.exists():
-            return []
-        lines = []
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
-        return lines
-
     def trim_stats(self, step: int) -> None:
         """Drop the lines after `step`, which the training will write again."""
         kept = [line for line in self.stats() if line["step"] <= step]
@@ -249,7 +201,7 @@ class Run:
     def write_model(self, step: int, weights: dict[str, Tensor]) -> None:
         """The sampling weights in ``model/``."""
         self.check_place()
-        _write_weights(self.path / "model" / "model.safetensors", step, weights)
+        _write_weights(self.model_path, step, weights)
 
     def write_snapshot(self, step: int, spacing: int, weights: dict[str, Tensor]) -> None:
         """Keep the sampling weights of `step`, then thin: at most 32 stay, at multiples of spacing · 2^k.
@@ -257,7 +209,7 @@ class Run:
         That of `step` itself stays in any case.
         """
         self.check_place()
-        _write_weights(self.path / "snapshots" / f"step-{step:06d}.safetensors", step, weights)
+        _write_weights(self.snapshot_path(step), step, weights)
         steps = self.snapshot_steps()
         while len(steps) > KEPT_SNAPSHOTS:
             spacing *= 2
@@ -265,20 +217,12 @@ class Run:
                 self.snapshot_path(dropped).unlink(missing_ok=True)
             steps = self.snapshot_steps()
 
-    def snapshot_steps(self) -> list[int]:
-        """The steps of which a snapshot is kept, in order."""
-        return _steps(self.path / "snapshots", ".safetensors")
-
-    def snapshot_path(self, step: int) -> Path:
-        """Where the snapshot of `step` lies."""
-        return self.path / "snapshots" / f"step-{step:06d}.safetensors"
-
     # --- checkpoints ---
 
     def write_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """The full training state; the newest three are kept."""
         self.check_place()
-        with replacing(self._checkpoint_path(step)) as temporary:
+        with replacing(self.checkpoint_path(step)) as temporary:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # torch's own writer reports a full disk like this
@@ -286,11 +230,7 @@ class Run:
                     raise
                 raise OSError(28, "disk full") from error
         for old in self.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
-            self._checkpoint_path(old).unlink(missing_ok=True)
-
-    def checkpoint_steps(self) -> list[int]:
-        """The steps of which a checkpoint is kept, in order."""
-        return _steps(self.path / "checkpoints", ".pt")
+            self.checkpoint_path(old).unlink(missing_ok=True)
 
     def read_checkpoint(self, step: int, device: torch.device) -> dict[str, Any]:
         """The state written at `step`.
@@ -298,7 +238,7 @@ class Run:
         Raises:
             UserError: the file is damaged, or holds anything but tensors and plain values.
         """
-        path = self._checkpoint_path(step)
+        path = self.checkpoint_path(step)
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load does not compare the check sums
@@ -311,27 +251,7 @@ class Run:
             raise UserError(f"checkpoint {path.name} is damaged or was not written by a training") from error
         return state
 
-    def _checkpoint_path(self, step: int) -> Path:
-        return self.path / "checkpoints" / f"step-{step:06d}.pt"
-
     # --- config.json ---
-
-    def _read_config(self) -> dict[str, Any]:
-        path = self.path / "config.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            record = content["run"]
-            frames, source = record["frames"], record["source"]
-            texts = (frames["checksum"], source["checksum"], source["name"])
-            numbers = (frames["count"], *frames["size"])
-            whole = len(numbers) == 3 and all(isinstance(m, dict) for m in record["machines"])
-            if not (
-                whole and all(isinstance(v, str) for v in texts) and all(isinstance(v, int) for v in numbers)
-            ):
-                raise TypeError("an entry of another type")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged or was not written by a training") from error
-        return dict(content)
 
     def _write_config(self, settings: Config, record: dict[str, Any]) -> None:
         write_json(self.path / "config.json", config.to_dict(settings) | {"run": record})
@@ -369,11 +289,6 @@ def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 def _write_weights(path: Path, step: int, weights: dict[str, Tensor]) -> None:
     write_bytes(path, safetensors_bytes(weights, metadata={"step": str(step)}))
-
-
-def _steps(folder: Path, suffix: str) -> list[int]:
-    names = [path.name.removeprefix("step-").removesuffix(suffix) for path in folder.glob(f"step-*{suffix}")]
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _digest(frames: np.ndarray) -> str:

@@ -196,6 +196,19 @@ class OneShotGAN(ModelHubMixin, library_name="oneshotgan"):
         path = truncation * spherical_path(ends[0], ends[1], frames)
         return np.concatenate([self._draw(z) for z in torch.split(path, BATCH)])
 
+    def between(self, first: int, last: int, position: float, truncation: float = 1.0) -> np.ndarray:
+        """One image on that way, uint8 (H, W, 3); position 0 is seed `first`, 1 is seed `last`."""
+        _check_truncation(truncation)
+        if not 0 <= position <= 1:
+            raise UserError(f"the position must lie in 0 … 1, not {position:g}")
+        if min(first, last) < 0:
+            raise UserError("seeds are whole numbers from 0")
+        ends = self._sampler.latents([first, last])
+        image: np.ndarray = self._draw(
+            truncation * on_great_circle(ends[0], ends[1], torch.tensor([position]))
+        )[0]
+        return image
+
     def _draw(self, z: Tensor) -> np.ndarray:
         with memory_errors("close other programs, or sample on another machine"):
             return to_uint8(self.sampler.images(z))
@@ -203,9 +216,14 @@ class OneShotGAN(ModelHubMixin, library_name="oneshotgan"):
 
 def spherical_path(first: Tensor, last: Tensor, count: int) -> Tensor:
     """`count` points (count, dim) from `first` to `last` (dim,) on the great circle between them."""
+    return on_great_circle(first, last, torch.linspace(0, 1, count))
+
+
+def on_great_circle(first: Tensor, last: Tensor, t: Tensor) -> Tensor:
+    """Points (N, dim) from `first` (dim,), where t is 0, to `last`, where it is 1, on the great circle."""
     cosine = torch.dot(first, last) / (first.norm() * last.norm())
     angle = torch.arccos(cosine.clamp(-1, 1))
-    t = torch.linspace(0, 1, count)[:, None]
+    t = t[:, None]
     if angle < 1e-4:  # the same direction: a straight line
         return (1 - t) * first + t * last
     return (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)

@@ -70,18 +70,23 @@ def distance_to_train(
     return nearest_copies(network.embed(as_images(fake)), as_images(real), network, copies)
 
 
-def nearest_copies(samples: Features, real: Tensor, network: LPIPS, copies: int = COPIES) -> Nearest:
-    """`distance_to_train` of samples whose features are known."""
-    parts = [
-        lpips.distances(samples, network.embed(batch)) for batch in _copies(real, copies, network.device)
-    ]
+def nearest_copies(
+    samples: Features, real: Tensor, network: LPIPS, copies: int = COPIES, first: int = 0
+) -> Nearest:
+    """`distance_to_train` of samples whose features are known.
+
+    Args:
+        first: where only a part of the training images is given, the index of its first one; the indices
+            found count from there.
+    """
+    batches = _copies(real, copies, network.device, first)
+    parts = [lpips.distances(samples, network.embed(batch)) for batch in batches]
     distance, index = torch.cat(parts, dim=1).min(dim=1)
     return Nearest(distance, index)
 
 
-def _copies(real: Tensor, copies: int, device: torch.device) -> Iterator[Tensor]:
+def _copies(real: Tensor, copies: int, device: torch.device, first: int = 0) -> Iterator[Tensor]:
     """The images of `training_copies`, a few training images at a time."""
-    first = 0
     for batch in in_batches(real, device):
         for frames in torch.split(batch, max(1, len(batch) // copies)):
             yield training_copies(frames, copies, first)

@@ -14,7 +14,6 @@ import torch
 
 from oneshotgan import media
 from oneshotgan.config import MachineConfig
-from oneshotgan.data import spread
 from oneshotgan.errors import UserError
 from oneshotgan.files import write_json
 from oneshotgan.machine import choose, memory_errors
@@ -22,6 +21,7 @@ from oneshotgan.metrics.figures import SMALL_LAYERS, Measured, Networks, Referen
 from oneshotgan.perceptual.inception import LAYERS
 from oneshotgan.run import Run
 from oneshotgan.sampling import OneShotGAN
+from oneshotgan.spread import spread
 
 COUNT = 100  # samples, as in the paper
 TOLERANCE = 1.25  # how far above the lowest SIFID the best snapshot may lie

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshotgan.data import image_size, in_batches, spread
+from oneshotgan.data import image_size, in_batches
 from oneshotgan.errors import UserError
 from oneshotgan.metrics import jackknife, sifid
 from oneshotgan.metrics.alignment import aligned_distance
@@ -21,6 +21,7 @@ from oneshotgan.metrics.ms_ssim import ms_ssim_pairs, scales_for
 from oneshotgan.perceptual import LPIPS, InceptionStem, lpips
 from oneshotgan.perceptual.inception import LAYERS
 from oneshotgan.perceptual.weights import Weights
+from oneshotgan.spread import spread
 
 SMALL_LAYERS = (64,)
 SMALL_REALS = 16  # training images that SIFID compares with during training

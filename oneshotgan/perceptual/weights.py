@@ -156,6 +156,15 @@ def fill(network: nn.Module, loaded: Weights) -> None:
 
 def find(wanted: WeightsFile) -> Path:
     """The path of `wanted` on this machine, downloaded if need be; see `load`."""
+    return find_local(wanted) or _fetch(wanted, cache_folder() / wanted.name)
+
+
+def find_local(wanted: WeightsFile) -> Path | None:
+    """The same without any download: None where it is not on this machine.
+
+    Raises:
+        UserError: ONESHOTGAN_WEIGHTS is set, and the file is not there.
+    """
     folder = os.environ.get(VARIABLE)
     if folder:
         folder = os.path.expanduser(folder)
@@ -171,11 +180,10 @@ def find(wanted: WeightsFile) -> Path:
             f"get it from {wanted.url} and put it there"
         )
     shared = Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
-    cached = cache_folder() / wanted.name
-    for path in (cached, shared):
+    for path in (cache_folder() / wanted.name, shared):
         if os.path.isfile(path) and _is_canonical(path, wanted):
             return path
-    return _fetch(wanted, cached)
+    return None
 
 
 def cache_folder() -> Path:
