@@ -203,7 +203,7 @@ class OneShotGAN(ModelHubMixin, library_name="oneshotgan"):
             raise UserError(f"the position must lie in 0 … 1, not {position:g}")
         if min(first, last) < 0:
             raise UserError("seeds are whole numbers from 0")
-        ends = self._sampler.latents([first, last])
+        ends = self.sampler.latents([first, last])
         image: np.ndarray = self._draw(
             truncation * on_great_circle(ends[0], ends[1], torch.tensor([position]))
         )[0]

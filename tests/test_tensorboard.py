@@ -27,7 +27,7 @@ def test_it_holds_what_the_run_holds(photo: Path, command: Command) -> None:
     words = ("train", photo, "--out", "run", "--tensorboard", *TINY, *OFTEN)
     assert command(*words, "--steps", 4).code == 0
     run = Run.open("run")
-    run._checkpoint_path(4).unlink()  # as if it had been killed after step 4 was logged
+    run.checkpoint_path(4).unlink()  # as if it had been killed after step 4 was logged
     assert command(*words, "--steps", 6).code == 0
     read = events(Path("run"))
     stats = run.stats()

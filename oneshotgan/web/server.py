@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ def serve(
         raise UserError(f"{root} is no folder: name the one that holds the runs")
     if RunFiles.exists(root):
         raise UserError(f"{root} is a run: name the folder that it lies in")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of a worker that ended with the server
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     pages = Pages(root, trainings)
