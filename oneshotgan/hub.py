@@ -6,7 +6,6 @@ huggingface_hub; this is what they need beside it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -52,8 +51,8 @@ def fetched(model: str, **options: Any) -> Path:
             path = Path(huggingface_hub.hf_hub_download(model, name, **options))
         return path.parent
     except LocalEntryNotFoundError as error:
-        why = f"{_host()[0]} cannot be reached, and" if offline else ""
-        raise UserError(f"there is no run at {model}; {why} no model of this name is in the cache") from error
+        why = f"{_host()[0]} cannot be reached, and " if offline else ""
+        raise UserError(f"there is no run at {model}; {why}no model of this name is in the cache") from error
     except HfHubHTTPError as error:
         raise UserError(
             f"there is no run at {model}, and no model of this name on the hub that can be read: "
@@ -120,17 +119,8 @@ def run_of(place: Path) -> Run | None:
 
 def _figures(run: Run | None, step: int) -> list[dict[str, Any]]:
     """Those in the run's metrics.json, if they are of this step."""
-    if run is None:
-        return []
-    try:
-        content = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-        rows = [
-            {"name": str(row["name"]), "value": f"{row['value']:.4g}", "count": int(row["count"])}
-            for row in content["figures"]
-        ]
-        return rows if content["step"] == step else []
-    except (OSError, ValueError, KeyError, TypeError):  # none measured, or a damaged file
-        return []
+    figures, measured_at = run.figures() if run is not None else ({}, None)
+    return list(figures.values()) if measured_at == step else []
 
 
 def _plain(name: str) -> str:

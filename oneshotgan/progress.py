@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from oneshotgan.errors import one_line
 
@@ -42,27 +42,28 @@ class Reporter:
         Args:
             steady: whether that rate will stay, so that it tells the time left.
         """
+        left = f"{_clock((steps - step) / rate)} left" if steady and rate > 0 else ""
         shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         if not self.console.is_terminal:
-            left = f"  {_clock((steps - step) / rate)} left" if steady and rate > 0 else ""
-            self.line(f"step {step}/{steps}  {rate:.2f} steps/s{left}  {shown}")
+            parts = (f"step {step}/{steps}", f"{rate:.2f} steps/s", left, shown)
+            self.line("  ".join(part for part in parts if part))
             return
         with self._heard():
-            self._show(step, steps, rate, shown, steady)
+            self._show(step, steps, f"{rate:.2f} steps/s", left, shown)
 
-    def _show(self, step: int, steps: int, rate: float, shown: str, steady: bool) -> None:
+    def _show(self, step: int, steps: int, rate: str, left: str, shown: str) -> None:
         if self._bar is None:
             self._bar = Progress(
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.2f} steps/s"),
-                *([TimeRemainingColumn()] if steady or step < 2 else []),
+                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[shown]}", markup=False),
                 console=self.console,
             )
             self._bar.start()
-            self._bar.add_task("train", total=steps, completed=step, rate=rate, shown=shown)
-        self._bar.update(self._bar.task_ids[0], completed=step, rate=rate, shown=shown)
+            self._bar.add_task("train", total=steps, completed=step, rate=rate, left=left, shown=shown)
+        self._bar.update(self._bar.task_ids[0], completed=step, rate=rate, left=left, shown=shown)
 
     @contextmanager
     def _heard(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from oneshotgan import __version__, config, media
 from oneshotgan.config import Config
 from oneshotgan.errors import UserError
 from oneshotgan.files import replacing, storage_errors, write_bytes, write_json, write_text
-from oneshotgan.layout import RunFiles
+from oneshotgan.layout import FOLDERS, RunFiles
 from oneshotgan.spread import spread
 
 KEPT_CHECKPOINTS = 3
@@ -74,7 +74,7 @@ class Run(RunFiles):
             frames: uint8 (N, H, W, 3), as they will be trained on.
         """
         with storage_errors(self.path):
-            for folder in ("input", "samples", "checkpoints", "snapshots", "model"):
+            for folder in FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             for left in (self.path / "input").iterdir():  # by a start that was cut off
                 left.unlink()
@@ -159,9 +159,8 @@ class Run(RunFiles):
 
     def sweep(self) -> None:
         """Remove the temporary files of a training that was killed while it wrote; call it while locked."""
-        folders = ("input", "samples", "checkpoints", "snapshots", "model")
         own = (".config-*", ".stats-*", ".reals-*", ".metrics*")
-        for pattern in (*own, *(f"{folder}/.*" for folder in folders)):
+        for pattern in (*own, *(f"{folder}/.*" for folder in FOLDERS)):
             for left in self.path.glob(f"{pattern}.tmp.*"):
                 left.unlink(missing_ok=True)
 

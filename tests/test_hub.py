@@ -54,14 +54,14 @@ def test_a_saved_model_draws_the_same(trained: Path, tree: Callable[[Path], Tree
 
 
 def test_the_card_says_what_is_known(trained: Path) -> None:
-    row = {"name": "sifid64", "value": 0.5, "standard_error": None, "direction": "down", "count": 8}
+    row = {"name": "sifid64", "value": 0.5, "standard_error": None, "direction": "↓", "count": 8}
     (trained / "metrics.json").write_text(json.dumps({"step": 8, "figures": [row]}))
     OneShotGAN.from_pretrained(trained).save_pretrained("shared")
     card = Path("shared/README.md").read_text()
     assert card.startswith("---\nlibrary_name: oneshotgan\n")
     for part in (
         "![training images](reals.png)",
-        "| sifid64 | 0.5 | 8 |",
+        "| sifid64 ↓ | 0.5 | 8 |",
         "| base_width | 4 |",
         "grants no licence",
     ):

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from rich.console import Console
 
 from oneshotgan.progress import Reporter
 
@@ -26,6 +27,24 @@ def test_plain_lines_without_a_terminal() -> None:
     first, second = stream.getvalue().splitlines()
     assert first == "photo [red] :cat: one two"
     assert second == "step 50/4500  10.00 steps/s  7:25 left  loss_G 3.000"
+
+
+def test_time_left_is_told_only_where_the_pace_will_stay() -> None:
+    stream = io.StringIO()
+    with Reporter(stream=stream) as reporter:
+        reporter.progress(50, 4500, 10.0, {"loss_G": 3.0}, steady=False)
+    assert stream.getvalue() == "step 50/4500  10.00 steps/s  loss_G 3.000\n"
+
+
+def test_a_terminal_shows_the_time_left_of_a_run_that_goes_on() -> None:
+    stream = io.StringIO()
+    with Reporter() as reporter:
+        reporter.console = Console(file=stream, force_terminal=True, width=200)
+        reporter.progress(501, 4500, 0.5, {"loss_G": 3.0}, steady=False)  # a sign of life: no pace is known
+        assert "left" not in stream.getvalue()
+        reporter.progress(550, 4500, 10.0, {"loss_G": 3.0})
+    assert "6:35 left" in stream.getvalue()
+    assert "10.00 steps/s" in stream.getvalue()
 
 
 def test_quiet_says_nothing() -> None:

@@ -55,6 +55,11 @@ def test_images_are_uint8_nhwc(gan: OneShotGAN) -> None:
     assert gan.sample([]).shape == (0, 32, 40, 3)
 
 
+def test_one_number_is_no_list_of_seeds(gan: OneShotGAN) -> None:
+    with pytest.raises(UserError, match=r"range\(3\)"):
+        gan.sample(seeds=3)  # type: ignore[arg-type]
+
+
 def test_an_image_depends_on_its_seed_alone(gan: OneShotGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {seed: gan.sample([seed])[0] for seed in (0, 1, 5, 17, 40, 2**32)}
     assert len({image.tobytes() for image in alone.values()}) == len(alone)
@@ -324,3 +329,10 @@ def test_training_from_python_raises_one_clear_line(photo: Path, capfd: pytest.C
 def test_quiet_says_nothing(photo: Path, train: Command) -> None:
     outcome = train(photo, "--out", "run", "--steps", 1, "--quiet")
     assert (outcome.code, outcome.out, outcome.err) == (0, "run\n", "")
+
+
+def test_a_word_that_is_no_step(trained_once: Path, command: Command) -> None:
+    assert (
+        '"abc" is no step: write a number, or best' in command("sample", trained_once, "--step", "abc").error
+    )
+    assert "kept are the steps 2, 4, 6, 8" in command("sample", trained_once, "--step", 77).error

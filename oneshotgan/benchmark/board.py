@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from oneshotgan.errors import UserError, one_line
-from oneshotgan.run import Run
+from oneshotgan.layout import RunFiles
 
 EVERY = 30.0  # seconds between the lines of a case in a log file
-_TAIL = 4096  # bytes of stats.jsonl that hold its last line
 
 
 class Board:
@@ -64,30 +60,12 @@ class Board:
 def progress(path: Path) -> str:
     """How far the run at `path` is, in a few words."""
     try:
-        steps = Run.open(path).settings.training.steps
+        run = RunFiles.open(path)
     except UserError:
         return "about to begin"
-    last = last_stats(path)
+    steps, last = run.settings.training.steps, run.last_stats()
     step = last.get("step", 0)
     if step >= steps:
         return f"{steps} steps, figures are measured"
     seconds = f", {last['seconds']:.0f} s" if "seconds" in last else ""
     return f"step {step}/{steps}{seconds}"
-
-
-def last_stats(path: Path) -> dict[str, Any]:
-    """The last whole line of a run's stats.jsonl; empty if there is none."""
-    try:
-        with open(path / "stats.jsonl", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return {}
-    for text in reversed(lines):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            return line
-    return {}

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oneshotgan.benchmark.board import last_stats
 from oneshotgan.benchmark.case import finished, read, recorded
 from oneshotgan.benchmark.published import TABLE_1, difference
 from oneshotgan.benchmark.suite import SETTINGS, Case
 from oneshotgan.errors import UserError
-from oneshotgan.run import Run
+from oneshotgan.layout import RunFiles
 
 METHODS = {"singan": "SinGAN", "fastgan": "FastGAN", "oneshot": "One-Shot GAN"}
 FIGURES = ("sifid64", "lpips", "ms_ssim", "dist_to_train")  # what the names of those in the table begin with
@@ -132,13 +131,14 @@ def _result(folder: Path, name: str) -> Result:
         raise UserError(f"{folder / 'cases' / name}.json is damaged: delete it") from error
     path = folder / name
     if not finished(folder, case):
-        step = last_stats(path).get("step")
+        step = RunFiles(path).last_stats().get("step")
         begun = f"not finished: step {step}" if step is not None else "not begun"
         return Result(case, f"failed: {record['failure']}" if "failure" in record else begun)
     figures = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["figures"]
-    last = last_stats(path)
-    steps = Run.open(path).settings.training.steps
-    return Result(case, "finished", figures, steps, float(last.get("seconds", 0.0)))
+    run = RunFiles.open(path)
+    return Result(
+        case, "finished", figures, run.settings.training.steps, float(run.last_stats().get("seconds", 0.0))
+    )
 
 
 def tabulate(found: Sequence[Result]) -> Table:

@@ -73,26 +73,23 @@ def evaluate_run(
     if incomplete and (run.path / name).exists():
         say(f"{run.path / name} is kept as it was: without weights there would be less in it")
     else:
-        for line in _given_up(run.path / name, content):
-            say(line)
+        if lost := _given_up(run.path / name, content):
+            say(lost)
         write_json(run.path / name, content, _REMEDY)
     return content
 
 
-def _given_up(path: Path, content: dict[str, Any]) -> list[str]:
-    """What an earlier file at `path` held, if it was more of the same model than `content` holds."""
+def _given_up(path: Path, content: dict[str, Any]) -> str | None:
+    """A line about the file at `path`, if it holds more figures or samples of the model than `content`."""
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        counts = {str(entry["name"]): int(entry["count"]) for entry in earlier["figures"]}
+        old, new = ({str(f["name"]): int(f["count"]) for f in each["figures"]} for each in (earlier, content))
         same = earlier["step"] == content["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    names = {entry["name"] for entry in content["figures"]}
-    most = max(counts.values(), default=0)
-    lost = [name for name in counts if name not in names]
-    if not same or not (lost or most > max((entry["count"] for entry in content["figures"]), default=0)):
-        return []
-    return [f"{path.name} held {len(counts)} figures of {most} samples; these take their place"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        return None
+    if not same or all(count <= new.get(name, 0) for name, count in old.items()):
+        return None
+    return f"{path.name} held {len(old)} figures of {max(old.values())} samples; these take their place"
 
 
 def evaluate_images(

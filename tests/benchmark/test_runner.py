@@ -545,3 +545,20 @@ def children(parent: int) -> list[int]:
         if int(fields[1]) == parent and "spawn_main" in words:
             found.append(int(entry.name))
     return found
+
+
+def test_a_line_of_progress_is_not_repeated(
+    trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("oneshotgan.benchmark.board.EVERY", 0.0)
+    shutil.copytree(trained_once, tmp_path / "case")
+    with Board(tmp_path, said.append) as board:
+        board.show(["case"])
+        board.show(["case"])
+        assert said == ["case: 8 steps, figures are measured"]
+        stats = tmp_path / "case" / "stats.jsonl"
+        stats.write_text("".join(stats.read_text().splitlines(keepends=True)[:5]))
+        board.show(["case"])
+    assert len(said) == 2
+    assert said[1].startswith("case: step 5/8, ")

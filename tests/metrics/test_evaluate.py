@@ -148,6 +148,18 @@ def test_better_figures_are_kept_where_weights_are_missing(
     assert (trained / "metrics.json").read_bytes() == before
 
 
+def test_figures_that_are_replaced_by_fewer_are_told(
+    trained: Path, command: Command, with_weights: Path
+) -> None:
+    assert command("evaluate", trained, "--count", 3, "--protocol", "released").code == 0
+    held = len(json.loads((trained / "metrics.json").read_text())["figures"])
+    line = f"metrics.json held {held} figures of 3 samples; these take their place\n"
+    assert line in command("evaluate", trained, "--count", 3).err
+    assert "take their place" not in command("evaluate", trained, "--count", 3).err
+    assert "take their place" not in command("evaluate", trained, "--count", 4).err
+    assert "of 4 samples; these take their place" in command("evaluate", trained, "--count", 2).err
+
+
 def test_arrays_are_taken_as_they_come_from_sampling(
     trained: Path, alex: metrics.LPIPS, stem: metrics.InceptionStem
 ) -> None:
